@@ -1,0 +1,1 @@
+"""Who does the work: engines, the pool, and the roles."""

@@ -1,0 +1,31 @@
+"""One file per way of running a model, all behind one small async protocol."""
+
+from .base import (
+    Chunk,
+    Engine,
+    EngineError,
+    Failure,
+    Load,
+    Message,
+    OptionScore,
+    Reply,
+    Request,
+    Sampling,
+    TokenLogprob,
+    Usage,
+)
+
+__all__ = [
+    "Chunk",
+    "Engine",
+    "EngineError",
+    "Failure",
+    "Load",
+    "Message",
+    "OptionScore",
+    "Reply",
+    "Request",
+    "Sampling",
+    "TokenLogprob",
+    "Usage",
+]

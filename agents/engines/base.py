@@ -1,0 +1,206 @@
+"""What every way of running a model has in common: requests in, replies out, nothing lost.
+
+A request that cannot be answered becomes a `Reply` that carries a `Failure`; exceptions are kept
+for engines that cannot start at all. So one bad question never costs the rest of its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
+
+__all__ = [
+    "Chunk",
+    "Engine",
+    "EngineError",
+    "Failure",
+    "Load",
+    "Message",
+    "OptionScore",
+    "Reply",
+    "Request",
+    "Sampling",
+    "TokenLogprob",
+    "Usage",
+]
+
+FailureKind = Literal[
+    "load",  # the model could not be started
+    "engine",  # the engine died or raised while it worked on the request
+    "context",  # prompt and answer do not fit the context window
+    "address",  # an address did not answer, or answered with an error after all retries
+    "timeout",  # no answer within the time allowed
+    "refused",  # the engine cannot do what the request asks for
+    "missing",  # a recording holds no answer to this request
+]
+
+
+class Message(TypedDict):
+    """One turn of a chat. A final `assistant` turn is continued, not answered."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to draw an answer. The defaults are greedy and therefore repeatable."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 512
+    """Upper bound on generated tokens."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the answer; they are not part of it."""
+    seed: int | None = None
+    """Seed of this request alone, independent of whatever else is in its batch."""
+    logprobs: int | None = None
+    """Return the log-probability of each generated token and of this many alternatives."""
+    json_schema: Mapping[str, Any] | None = None
+    """Constrain the answer to this JSON Schema (for a pydantic model: `Model.model_json_schema()`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One thing to ask one model."""
+
+    id: str
+    """Unique within one call of `Engine.generate`; the reply carries it back."""
+    messages: tuple[Message, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    adapter: str | None = None
+    """Name of a LoRA adapter that the engine was built with; None is the base model."""
+    options: tuple[str, ...] = ()
+    """If given, nothing is generated: each option is scored as the continuation of `messages`."""
+    question_id: str | None = None
+    """The question this is about. Recordings are looked up by it; live engines ignore it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens that one request cost."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens whose keys and values were already in the engine's cache."""
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """A generated token, its natural-log probability, and the likeliest alternatives."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptionScore:
+    """Log-likelihood of one option as the continuation of the prompt."""
+
+    logprob: float
+    """Natural log, summed over the option's tokens."""
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a request has no answer, in one sentence for the person who can fix it."""
+
+    kind: FailureKind
+    message: str
+    retryable: bool = False
+    """Whether asking again, without changing anything, may help."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What came of one request: text or option scores, or the failure that explains their absence."""
+
+    request_id: str
+    text: str = ""
+    finish: Literal["stop", "length", "error"] = "stop"
+    usage: Usage = field(default_factory=Usage)
+    logprobs: tuple[TokenLogprob, ...] = ()
+    scores: tuple[OptionScore, ...] = ()
+    """One per option of the request, in its order."""
+    failure: Failure | None = None
+
+    @classmethod
+    def failed(cls, request: Request, failure: Failure) -> Reply:
+        """The reply of a request that got no answer."""
+        return cls(request_id=request.id, finish="error", failure=failure)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A piece of a streamed answer. The last one has the whole `reply` and usually no text."""
+
+    text: str = ""
+    reply: Reply | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What starting an engine cost and gave."""
+
+    seconds: float = 0.0
+    memory_bytes: int = 0
+    """Resident memory of the model's process (or its share of ours); 0 when it runs elsewhere."""
+    context_length: int | None = None
+    """Tokens that prompt and answer may have together; None when the engine does not know."""
+
+
+class EngineError(RuntimeError):
+    """An engine could not be started. Whoever owns it marks its experts as failed."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A model that can be asked. Built cheaply, started once, closed once."""
+
+    name: str
+    """For messages and logs; an engine never looks anything up by it."""
+
+    async def start(self) -> Load:
+        """Load the model. A second call returns the first call's answer.
+
+        Raises:
+            EngineError: the model could not be loaded; the message is one sentence with the reason.
+        """
+        ...
+
+    async def generate(
+        self, requests: Sequence[Request], on_reply: Callable[[Reply], None] | None = None
+    ) -> list[Reply]:
+        """Answer all requests together; replies come in the order of the requests.
+
+        Args:
+            requests: Answered as one batch where the engine can. Ids must differ.
+            on_reply: Called with each reply as soon as it is finished, so that nothing finished is
+                lost if the rest is interrupted.
+
+        Cancelling the call aborts what is still running. The engine must have been started.
+        """
+        ...
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        """Answer one request piece by piece. Closing the iterator aborts the request."""
+        ...
+
+    async def close(self) -> None:
+        """Release everything. Requests still in flight end in failures. Safe to call twice."""
+        ...

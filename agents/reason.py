@@ -1,0 +1,145 @@
+"""How an expert is asked a question, and what is made of its reply.
+
+The same words serve profiling and answering: a profile made under another prompt would say nothing
+about the expert that is used (the reference code does that, symbolic-moe.md §2, point 3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from ..retrieval import Question
+from .answers import read_answer, strip_thinking
+from .engines import Message, Reply, Request, Sampling, Usage
+from .prompt import fill_prompt, hash_prompts
+
+__all__ = [
+    "Answer",
+    "AnswerStyle",
+    "build_messages",
+    "build_requests",
+    "derive_seed",
+    "read_reply",
+    "reason_prompt_hash",
+]
+
+AnswerStyle = Literal["reason", "score"]
+"""`reason`: the expert writes and its answer is read out of the text. `score`: a choice is the option
+to which the expert gives the highest mean log-probability per character; nothing is written. Questions
+without options are always reasoned."""
+
+SCORE_LEAD = "Answer:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What one expert said to one question, once."""
+
+    question_id: str
+    expert: str
+    sample: int = 0
+    answer: str | None = None
+    """Canonical: a letter, a number, a short text; None when none could be read or the expert failed."""
+    text: str = ""
+    """The whole reply. It is model output: untrusted data, wherever it is shown."""
+    usage: Usage = field(default_factory=Usage)
+    error: str | None = None
+    """Why the expert has no reply, in one sentence."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer as plain JSON values."""
+        return {
+            "question_id": self.question_id,
+            "expert": self.expert,
+            "sample": self.sample,
+            "answer": self.answer,
+            "text": self.text,
+            "prompt_tokens": self.usage.prompt_tokens,
+            "completion_tokens": self.usage.completion_tokens,
+            "error": self.error,
+        }
+
+
+def build_messages(question: Question, *, style: AnswerStyle = "reason") -> tuple[Message, ...]:
+    """The chat that asks `question`: one user turn (the pool puts an expert's persona before it).
+
+    With style `score`, an assistant turn follows, of which each option is scored as the continuation.
+    """
+    options = "\n".join(
+        f"({letter}) {option}"
+        for letter, option in zip(question.letters, question.options, strict=True)
+    )
+    values = {"question": question.text, "options": options}
+    content = fill_prompt(f"reason-{question.kind}", **values)
+    messages: list[Message] = [{"role": "user", "content": content}]
+    if style == "score" and question.options:
+        messages.append({"role": "assistant", "content": SCORE_LEAD})
+    return tuple(messages)
+
+
+def build_requests(
+    questions: Sequence[Question],
+    *,
+    sampling: Sampling,
+    style: AnswerStyle = "reason",
+    samples: int = 1,
+    seed: int = 0,
+) -> list[Request]:
+    """One request per question and sample, with ids `QUESTION#SAMPLE`.
+
+    Seeds depend on (seed, question, sample) alone, so neither order nor batch changes an answer.
+    """
+    return [
+        Request(
+            id=f"{question.id}#{sample}",
+            messages=build_messages(question, style=style),
+            sampling=replace(sampling, seed=derive_seed(seed, question.id, sample)),
+            options=tuple(f" {option}" for option in question.options) if style == "score" else (),
+            question_id=question.id,
+        )
+        for question in questions
+        for sample in range(samples)
+    ]
+
+
+def read_reply(reply: Reply, question: Question, expert: str) -> Answer:
+    """Turn an engine's reply to a request of `build_requests` into the expert's answer."""
+    sample = int(reply.request_id.rpartition("#")[2])
+    if reply.failure is not None:
+        return Answer(
+            question_id=question.id, expert=expert, sample=sample, error=reply.failure.message
+        )
+    if reply.scores:
+        # Per character, not summed: sums favour short options, and per token depends on the tokenizer.
+        means = [
+            score.logprob / max(1, len(option))
+            for score, option in zip(reply.scores, question.options, strict=True)
+        ]
+        letter = question.letters[max(range(len(means)), key=means.__getitem__)]
+        listing = ", ".join(f"{a} {m:.3f}" for a, m in zip(question.letters, means, strict=True))
+        text, answer = f"mean log-probability per character: {listing}", letter
+    else:
+        text = reply.text
+        answer = read_answer(strip_thinking(text), question)
+    return Answer(
+        question_id=question.id,
+        expert=expert,
+        sample=sample,
+        answer=answer,
+        text=text,
+        usage=reply.usage,
+    )
+
+
+def derive_seed(seed: int, *parts: str | int) -> int:
+    """A 31-bit seed from a run's seed and what it is for; unlike `hash`, the same in every process."""
+    digest = hashlib.sha256("\0".join(map(str, (seed, *parts))).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def reason_prompt_hash() -> str:
+    """Identifies the wording under which experts are asked; profiles record it."""
+    return hash_prompts("reason-choice", "reason-number", "reason-text")

@@ -1,0 +1,258 @@
+"""The plain-Python face: questions in, answers with reasons out."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from ..agents import Catalog, Policy, Pool, Profile, SkillExtractor
+from ..retrieval import InputError, Question
+from .build import create_graph
+from .profiling import ProfileFolder, choose_extractor
+from .result import Result, Solution
+from .state import Resources
+
+__all__ = [
+    "as_questions",
+    "asolve",
+    "make_resources",
+    "run_batch",
+    "solve",
+    "solve_many",
+]
+
+Questions = str | Question | Mapping[str, Any] | Iterable[str | Question | Mapping[str, Any]]
+
+
+def solve(questions: Questions, pool: Pool | Catalog | str | Path, **settings: Any) -> Result:
+    """Answer questions with a panel of experts. Works in scripts and in notebooks alike.
+
+    Args:
+        questions: A text, a `Question`, a mapping with the keys of a question, or several of them.
+        pool: A pool file, a catalog, or an open `Pool` (which stays open).
+        settings: See `asolve`.
+
+    Example:
+        >>> from expertmix.graph import solve
+        >>> result = solve("What is 12 + 30?", "examples/pool.yaml", k=2)  # doctest: +SKIP
+        >>> result[0].answer  # doctest: +SKIP
+        '42'
+    """
+    return _run(asolve(questions, pool, **settings))
+
+
+async def asolve(
+    questions: Questions,
+    pool: Pool | Catalog | str | Path,
+    *,
+    k: int | None = None,
+    profile: Profile | str | Path | None = None,
+    extractor: SkillExtractor | None = None,
+    policy: Policy = "skill",
+    aggregator: str | None = None,
+    experts: Sequence[str] = (),
+    samples: int = 1,
+    seed: int = 0,
+) -> Result:
+    """Answer questions with a panel of experts.
+
+    Args:
+        questions: As for `solve`.
+        pool: As for `solve`.
+        k: Experts per question; 3, or the whole pool where it is smaller.
+        profile: Who is good at what (`expertmix profile`); without one, experts are drawn at random.
+        extractor: Tells which skills a question needs; default: what the pool file asks for.
+        policy: How recruits are chosen, see `expertmix.agents.Policy`.
+        aggregator: Expert that merges drafts where the panel disagrees; default: the pool file's, or
+            a vote.
+        experts: Aliases to recruit from; default: all.
+        samples: Answers per expert and question.
+        seed: Of everything that is drawn.
+
+    Raises:
+        InputError: questions, pool, profile or settings that do not fit together, in one sentence.
+    """
+    batch = as_questions(questions)
+    async with _opened(pool) as ready:
+        resources = make_resources(
+            ready,
+            k=k,
+            profile=profile,
+            extractor=extractor,
+            policy=policy,
+            aggregator=aggregator,
+            experts=experts,
+            samples=samples,
+            seed=seed,
+        )
+        rows = await run_batch(batch, resources)
+        return Result(rows, ready.ledger.to_json())
+
+
+async def solve_many(
+    questions: Questions, resources: Resources, *, window: int = 4096
+) -> AsyncIterator[list[Solution]]:
+    """Answer questions window by window, so that finished windows can be kept.
+
+    A window is one pass of the graph: where not all models fit into memory, each pass loads each
+    model once, so a window should be large. What is asked again after an interruption is found in the
+    pool's answer store and costs no call.
+
+    Yields:
+        The solutions of each window, in the questions' order.
+    """
+    batch = as_questions(questions)
+    for start in range(0, len(batch), window):
+        yield await run_batch(batch[start : start + window], resources)
+
+
+async def run_batch(questions: Sequence[Question], resources: Resources) -> list[Solution]:
+    """One pass of the graph over a batch."""
+    state = await create_graph().ainvoke(
+        {"questions": {question.id: question.to_json() for question in questions}},
+        context=resources,
+    )
+    return [Solution(question=question, row=_make_row(question, state)) for question in questions]
+
+
+def make_resources(
+    pool: Pool,
+    *,
+    k: int | None = None,
+    profile: Profile | str | Path | None = None,
+    aggregator: str | None = None,
+    experts: Sequence[str] = (),
+    extractor: SkillExtractor | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> Resources:
+    """Check settings against a pool and make the graph's context of them.
+
+    Raises:
+        InputError: as `asolve`.
+    """
+    aliases = tuple(experts) or tuple(pool.catalog)
+    for alias in (*aliases, *([aggregator] if aggregator else [])):
+        _ = pool.catalog[alias]
+    k = min(3, len(aliases)) if k is None else k
+    if not 1 <= k <= len(aliases):
+        raise InputError(
+            f"k is {k}, but there are {len(aliases)} experts to recruit from "
+            f"({', '.join(aliases)}); choose k between 1 and {len(aliases)}"
+        )
+    references: list[Question] = []
+    if isinstance(profile, str | Path):
+        references = ProfileFolder(profile).references() if Path(profile).is_dir() else []
+        profile = Profile.load(profile)
+    if profile is not None:
+        profile.check(pool, aliases)
+    return Resources(
+        pool=pool,
+        k=k,
+        profile=profile,
+        experts=aliases,
+        extractor=extractor or choose_extractor(pool, references, seed=seed),
+        aggregator=aggregator or pool.catalog.file.aggregator,
+        seed=seed,
+        **settings,
+    )
+
+
+def as_questions(questions: Questions) -> list[Question]:
+    """Whatever a caller may mean by questions, as a list of them.
+
+    Raises:
+        InputError: none at all, one without text, or two with the same id.
+    """
+    items: list[str | Question | Mapping[str, Any]] = (
+        [cast("str | Question | Mapping[str, Any]", questions)]
+        if isinstance(questions, str | Question | Mapping)
+        else list(questions)
+    )
+    batch: list[Question] = []
+    for number, item in enumerate(items, 1):
+        if isinstance(item, Question):
+            batch.append(item)
+            continue
+        row: Mapping[str, Any] = {"text": item} if isinstance(item, str) else item
+        try:
+            batch.append(Question.from_json(row, default_id=f"q{number}"))
+        except InputError as error:
+            raise InputError(f"question {number}: {error}") from None
+    if not batch:
+        raise InputError("there are no questions to answer")
+    ids = [question.id for question in batch]
+    if len(set(ids)) != len(ids):
+        twice = next(qid for qid in ids if ids.count(qid) > 1)
+        raise InputError(f'two questions have the id "{twice}"; ids must differ')
+    return batch
+
+
+@asynccontextmanager
+async def _opened(pool: Pool | Catalog | str | Path) -> AsyncGenerator[Pool]:
+    """The pool itself if it is one, else one that is closed afterwards."""
+    if isinstance(pool, Pool):
+        pool.open()
+        yield pool
+        return
+    catalog = pool if isinstance(pool, Catalog) else Catalog.load(pool)
+    async with Pool(catalog) as made:
+        yield made
+
+
+def _make_row(question: Question, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The line of `answers.jsonl`."""
+    verdict = state["verdicts"][question.id]
+    experts: list[dict[str, Any]] = []
+    for recruited in state["recruits"].get(question.id, []):
+        answers = state["answers"].get(recruited["expert"], {})
+        for sample in itertools.count():
+            answer = answers.get(f"{question.id}#{sample}")
+            if answer is None:
+                break
+            experts.append({**recruited, **answer})
+    return {
+        "id": question.id,
+        "answer": verdict["answer"],
+        "confidence": verdict["confidence"],
+        "method": verdict["method"],
+        "skills": state["skills"].get(question.id, []),
+        "experts": experts,
+        "votes": verdict["votes"],
+        "dissent": verdict["dissent"],
+        "unread": verdict["unread"],
+        "missing": verdict["missing"],
+        "note": verdict["note"],
+        "aggregation": verdict["text"],
+        "usage": {
+            "prompt_tokens": sum(row["prompt_tokens"] for row in experts),
+            "completion_tokens": sum(row["completion_tokens"] for row in experts),
+        },
+    }
+
+
+def _run(work: Any) -> Any:
+    """Run a coroutine to its end, in a thread of its own where a loop already runs (notebooks)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    outcome: list[Any] = []
+
+    def target() -> None:
+        try:
+            outcome.append(asyncio.run(work))
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=target, name="expertmix-solve")
+    thread.start()
+    thread.join()
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]

@@ -1,0 +1,501 @@
+"""The engine for addresses answers, tries again where that helps, and says clearly where not."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from fault_server import (
+    Behaviour,
+    FaultServer,
+    body_of,
+    event_of,
+    fail,
+    hang,
+    raw,
+    say,
+    stream_raw,
+)
+
+from expertmix.agents.engines import (
+    EngineError,
+    Failure,
+    Message,
+    OptionScore,
+    Reply,
+    Request,
+    Sampling,
+)
+from expertmix.agents.engines.openai import OpenAIEngine
+from expertmix.retrieval import InputError
+
+KEY = "sk-secret-0123456789"
+Connect = Callable[..., OpenAIEngine]
+
+
+def ask(
+    id: str = "r", text: str = "hello", sampling: Sampling | None = None, **other: Any
+) -> Request:
+    messages: tuple[Message, ...] = ({"role": "user", "content": text},)
+    return Request(id=id, messages=messages, sampling=sampling or Sampling(), **other)
+
+
+def failure_of(reply: Reply) -> Failure:
+    assert reply.failure is not None
+    assert reply.finish == "error"
+    return reply.failure
+
+
+@pytest_asyncio.fixture
+async def connect(server: FaultServer) -> AsyncIterator[Connect]:
+    """Builds engines for the fault server and closes them."""
+    engines: list[OpenAIEngine] = []
+
+    def connect(**settings: Any) -> OpenAIEngine:
+        engines.append(OpenAIEngine("far", server.address, "smol", **settings))
+        return engines[-1]
+
+    yield connect
+    for engine in engines:
+        await engine.close()
+
+
+async def one(engine: OpenAIEngine, request: Request | None = None) -> Reply:
+    await engine.start()
+    [reply] = await engine.generate([request or ask()])
+    return reply
+
+
+async def streamed(engine: OpenAIEngine) -> tuple[list[str], Reply]:
+    await engine.start()
+    chunks = [chunk async for chunk in engine.stream(ask())]
+    reply = chunks[-1].reply
+    assert reply is not None
+    return [chunk.text for chunk in chunks[:-1]], reply
+
+
+async def test_start_reads_the_context_length_and_the_answer_its_usage(
+    server: FaultServer, connect: Connect
+) -> None:
+    engine = connect()
+    load = await engine.start()
+    reply = await one(engine)
+    assert load.context_length == 512
+    assert (reply.text, reply.finish) == ("echo: hello", "stop")
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (7, 2)
+    assert reply.usage.cached_tokens == 3
+
+
+async def test_everything_that_sampling_says_is_sent(server: FaultServer, connect: Connect) -> None:
+    sampling = Sampling(
+        temperature=0.5,
+        top_p=0.9,
+        max_tokens=17,
+        stop=("###",),
+        seed=3,
+        logprobs=2,
+        json_schema={"type": "object"},
+    )
+    await one(connect(extra={"top_k": 5, "top_p": None}), ask(sampling=sampling))
+    assert server.seen[0].path == "/v1/chat/completions"
+    assert server.seen[0].body == {
+        "model": "smol",
+        "messages": [{"role": "user", "content": "hello"}],
+        "temperature": 0.5,
+        "top_k": 5,
+        "max_tokens": 17,
+        "stop": ["###"],
+        "seed": 3,
+        "logprobs": True,
+        "top_logprobs": 2,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "schema": {"type": "object"}, "strict": True},
+        },
+    }
+
+
+async def test_a_final_assistant_turn_is_continued_and_no_other(
+    server: FaultServer, connect: Connect
+) -> None:
+    engine = connect()
+    turns: tuple[Message, ...] = (
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+    )
+    await one(engine, Request(id="r", messages=turns))
+    await one(engine)
+    assert server.seen[0].body["continue_final_message"] is True
+    assert server.seen[0].body["add_generation_prompt"] is False
+    assert "continue_final_message" not in server.seen[1].body
+
+
+async def test_log_probabilities_are_read_and_thoughts_are_dropped(
+    server: FaultServer, connect: Connect
+) -> None:
+    body = body_of("ok", finish="length", message={"reasoning_content": "hm, let me think"})
+    top = [{"token": "ok", "logprob": -0.5}, {"token": "no", "logprob": -1.5}]
+    body["choices"][0]["logprobs"] = {
+        "content": [{"token": "ok", "logprob": -0.5, "top_logprobs": top}, {"token": 3}]
+    }
+    server.plan = [raw(json.dumps(body).encode())]
+    reply = await one(connect())
+    assert (reply.text, reply.finish) == ("ok", "length")
+    [token] = reply.logprobs
+    assert (token.token, token.logprob) == ("ok", -0.5)
+    assert token.top == (("ok", -0.5), ("no", -1.5))
+
+
+async def test_half_a_surrogate_pair_becomes_text_that_can_be_written(
+    server: FaultServer, connect: Connect
+) -> None:
+    server.plan = [raw(json.dumps(body_of("a\ud83db")).encode())]
+    reply = await one(connect(), ask(text="x\ud83dy"))
+    assert reply.text == "a?b"
+
+
+@pytest.mark.parametrize("extra", [{"options": ("a", "b")}, {"adapter": "maths"}])
+async def test_options_and_adapters_are_refused_without_asking(
+    server: FaultServer, connect: Connect, extra: dict[str, Any]
+) -> None:
+    reply = await one(connect(), ask(**extra))
+    assert failure_of(reply).kind == "refused"
+    assert reply.scores == tuple[OptionScore, ...]()
+    assert server.seen == []
+
+
+async def test_429_waits_as_long_as_the_server_asks(server: FaultServer, connect: Connect) -> None:
+    server.plan = [fail(429, "slow down", headers={"Retry-After": "0.2"})]
+    engine = connect()
+    await engine.start()
+    began = time.perf_counter()
+    reply = await one(engine)
+    assert reply.text == "echo: hello"
+    assert 0.2 <= time.perf_counter() - began < 2
+    assert len(server.seen) == 2
+
+
+async def test_a_wait_past_the_timeout_fails_at_once_with_the_reason(
+    server: FaultServer, connect: Connect
+) -> None:
+    server.plan = [fail(429, "quota is spent", headers={"Retry-After": "3600"})]
+    failure = failure_of(await one(connect(timeout=5)))
+    assert failure.kind == "address"
+    assert "429: quota is spent" in failure.message
+    assert failure.retryable
+    assert len(server.seen) == 1
+
+
+async def test_500_then_200_is_an_answer(server: FaultServer, connect: Connect) -> None:
+    server.plan = [fail(500), raw(b"<html>bad gateway</html>", status=502)]
+    reply = await one(connect(retries=2))
+    assert reply.text == "echo: hello"
+    assert len(server.seen) == 3
+
+
+async def test_retries_end(server: FaultServer, connect: Connect) -> None:
+    server.plan = [fail(503, "overloaded")] * 9
+    failure = failure_of(await one(connect(retries=1)))
+    assert (failure.kind, failure.retryable) == ("address", True)
+    assert "503: overloaded" in failure.message
+    assert len(server.seen) == 2
+
+
+async def test_the_servers_own_words_come_cleaned_and_shortened_and_are_not_retried(
+    server: FaultServer, connect: Connect
+) -> None:
+    server.plan = [fail(400, "\x1b[31mno such\nfield\u202e " + "x" * 9999)]
+    failure = failure_of(await one(connect()))
+    assert (failure.kind, failure.retryable) == ("address", False)
+    assert "answered 400: [31mno such field xxx" in failure.message
+    assert failure.message.isprintable()
+    assert len(failure.message) < 400
+    assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "This model's maximum context length is 512 tokens. However, you requested 700 tokens.",
+        "the request exceeds the available context size, try increasing it",
+        "prompt is too long: 9 tokens",
+    ],
+)
+async def test_a_prompt_past_the_context_window_is_told_apart(
+    server: FaultServer, connect: Connect, message: str
+) -> None:
+    server.plan = [fail(400, message)]
+    failure = failure_of(await one(connect()))
+    assert failure.kind == "context"
+    assert message[:30] in failure.message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>hello</html>",
+        b"[]",
+        b'{"choices": null}',
+        b'{"choices": []}',
+        b"[" * 100_000,
+        b'{"choices": [{"message"',
+        b"\xff\xfe\x00",
+        b"",
+    ],
+)
+async def test_garbage_is_a_failure_that_says_so(
+    server: FaultServer, connect: Connect, body: bytes
+) -> None:
+    server.plan = [raw(body)]
+    failure = failure_of(await one(connect()))
+    assert failure.kind == "address"
+    assert failure.message.startswith(f"{server.address} sent ")
+    assert len(failure.message) < 400
+
+
+async def test_a_wrong_shape_inside_an_answer_is_as_good_as_absent(
+    server: FaultServer, connect: Connect
+) -> None:
+    body = b'{"choices": [7, {"message": {"content": [{"text": "hi"}, 3]}, "logprobs": 5}], "usage": 4}'
+    server.plan = [raw(body.replace(b"[7, ", b"[")), raw(body)]
+    engine = connect()
+    assert (await one(engine)).text == "hi"
+    assert (await one(engine)).failure is None
+
+
+async def test_an_error_inside_a_200_is_an_error(server: FaultServer, connect: Connect) -> None:
+    server.plan = [raw(b'{"error": {"message": "model crashed"}}')]
+    failure = failure_of(await one(connect()))
+    assert "reported: model crashed" in failure.message
+
+
+async def test_a_filtered_answer_is_refused(server: FaultServer, connect: Connect) -> None:
+    server.plan = [say("half of", finish="content_filter")]
+    assert failure_of(await one(connect())).kind == "refused"
+
+
+async def test_a_server_that_never_answers_is_a_timeout(
+    server: FaultServer, connect: Connect
+) -> None:
+    server.plan = [hang()]
+    failure = failure_of(await one(connect(timeout=0.3)))
+    assert (failure.kind, failure.retryable) == ("timeout", True)
+    assert "within 0.3 s" in failure.message
+
+
+async def test_a_server_that_drips_is_a_timeout_too(server: FaultServer, connect: Connect) -> None:
+    server.plan = [stream_raw([event_of("a ")] * 100, pause=0.05)]
+    pieces, reply = await streamed(connect(timeout=0.4))
+    assert 0 < len(pieces) < 20
+    assert failure_of(reply).kind == "timeout"
+
+
+async def test_one_bad_request_costs_the_others_nothing(
+    server: FaultServer, connect: Connect
+) -> None:
+    server.plan = [fail(400, "no"), say("fine"), say("fine")]
+    engine = connect(concurrency=1)
+    await engine.start()
+    replies = await engine.generate([ask("a"), ask("b"), ask("c")])
+    assert [reply.request_id for reply in replies] == ["a", "b", "c"]
+    assert [reply.failure is None for reply in replies] == [False, True, True]
+
+
+async def test_no_more_requests_are_out_than_allowed(server: FaultServer, connect: Connect) -> None:
+    server.plan = [stream_raw([event_of("x", finish="stop")], pause=0.02) for _ in range(12)]
+    engine = connect(concurrency=3)
+    await engine.start()
+    halves = [[ask(f"{half}{n}") for n in range(6)] for half in "ab"]
+    await asyncio.gather(*(engine.generate(half) for half in halves))
+    assert len(server.seen) == 12
+    assert server.peak == 3
+
+
+async def test_cancelling_hangs_up_and_keeps_what_is_finished(
+    server: FaultServer, connect: Connect
+) -> None:
+    server.plan = [say("done"), hang(), hang()]
+    engine = connect(concurrency=1)
+    await engine.start()
+    heard: list[str] = []
+    call = asyncio.create_task(
+        engine.generate([ask("a"), ask("b")], lambda reply: heard.append(reply.text))
+    )
+    await _until(lambda: len(server.seen) == 2)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await _until(lambda: server.hung_up == 1)
+    assert heard == ["done"]
+
+
+async def test_a_stream_arrives_in_pieces_and_adds_up(
+    server: FaultServer, connect: Connect
+) -> None:
+    pieces, reply = await streamed(connect())
+    assert pieces == ["echo: ", "hello"]
+    assert (reply.text, reply.finish) == ("echo: hello", "stop")
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (7, 5)
+    assert server.seen[0].body["stream_options"] == {"include_usage": True}
+
+
+async def test_events_survive_any_cut_of_the_bytes(server: FaultServer, connect: Connect) -> None:
+    text = "naïve \u2028 日本 \x0c end"
+    whole = b": comment\r\n\r\n" + event_of(text).replace(b"\n", b"\r\n")
+    whole += event_of(finish="length") + event_of(usage=True) + b"data: [DONE]\n\n"
+    server.plan = [
+        stream_raw([whole[at : at + 1] for at in range(len(whole))]),
+        stream_raw([whole]),
+        stream_raw([event_of(text) + event_of(finish="length").rstrip()]),
+    ]
+    engine = connect()
+    for _ in range(3):
+        pieces, reply = await streamed(engine)
+        assert pieces == [text]
+        assert (reply.text, reply.finish) == (text, "length")
+
+
+@pytest.mark.parametrize("reset", [True, False])
+async def test_a_stream_that_breaks_off_is_a_failure_but_what_came_is_told(
+    server: FaultServer, connect: Connect, reset: bool
+) -> None:
+    server.plan = [stream_raw([event_of("one "), event_of("two")], reset=reset)]
+    pieces, reply = await streamed(connect())
+    assert pieces == ["one ", "two"]
+    assert failure_of(reply).kind == "address"
+    assert len(server.seen) == 1
+
+
+async def test_a_stream_that_breaks_off_before_its_first_word_is_tried_again(
+    server: FaultServer, connect: Connect
+) -> None:
+    server.plan = [stream_raw([event_of("")], reset=True), stream_raw([b""])]
+    pieces, reply = await streamed(connect())
+    assert pieces == ["echo: ", "hello"]
+    assert reply.text == "echo: hello"
+    assert len(server.seen) == 3
+
+
+async def test_an_error_in_the_middle_of_a_stream_is_reported(
+    server: FaultServer, connect: Connect
+) -> None:
+    error = b'data: {"error": {"message": "engine died"}}\n\n'
+    server.plan = [stream_raw([event_of("one "), error, b"data: [DONE]\n\n"])]
+    pieces, reply = await streamed(connect())
+    assert pieces == ["one "]
+    assert "engine died" in failure_of(reply).message
+
+
+async def test_a_server_that_cannot_stream_is_read_anyway(
+    server: FaultServer, connect: Connect
+) -> None:
+    server.plan = [raw(json.dumps(body_of("all at once")).encode())]
+    pieces, reply = await streamed(connect())
+    assert pieces == ["all at once"]
+    assert reply.text == "all at once"
+
+
+async def test_leaving_a_stream_hangs_up(server: FaultServer, connect: Connect) -> None:
+    server.plan = [stream_raw([event_of("one ")], forever=True)]
+    engine = connect()
+    await engine.start()
+    stream = engine.stream(ask())
+    assert (await anext(stream)).text == "one "
+    await stream.aclose()
+    await _until(lambda: server.hung_up == 1)
+
+
+async def test_an_address_where_nobody_listens_is_an_engine_error() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    engine = OpenAIEngine("far", address, "smol")
+    with pytest.raises(EngineError, match=f"{address} cannot be reached") as caught:
+        await engine.start()
+    assert caught.value.failure.kind == "address"
+    [reply] = await engine.generate([ask()])
+    assert failure_of(reply).kind == "engine"
+    await engine.close()
+
+
+async def test_a_model_that_the_server_does_not_list_is_answered_with_its_list(
+    server: FaultServer, connect: Connect
+) -> None:
+    server.models = {f"m{n:02}": None for n in range(12)} | {"a\x1b[2Jb": None}
+    with pytest.raises(EngineError, match=r'no model "smol"; it lists a \[2Jb, m00, .* 5 more$'):
+        await connect().start()
+    server.models = {"smol:latest": None}
+    assert (await connect().start()).context_length is None
+
+
+@pytest.mark.parametrize(
+    ("listing", "complaint"),
+    [
+        (fail(401, f"Incorrect API key provided: {KEY}."), "401: Incorrect API key provided"),
+        (raw(b"<html>"), "sent no JSON: '<html>'; does the address end in /v1"),
+        (raw(b'{"data": 3}'), "sent no list of models"),
+        (fail(307, headers={"Location": "http://evil.test/v1/models"}), "redirects to http://evil"),
+    ],
+)
+async def test_a_start_that_fails_says_why_and_never_shows_the_key(
+    server: FaultServer, connect: Connect, listing: Behaviour, complaint: str
+) -> None:
+    server.listing = listing
+    engine = connect(api_key=f" {KEY}\n")
+    with pytest.raises(EngineError, match=complaint) as caught:
+        await engine.start()
+    assert KEY not in str(caught.value)
+    assert KEY not in repr(engine)
+
+
+async def test_the_key_is_sent_and_stays_out_of_failures(
+    server: FaultServer, connect: Connect
+) -> None:
+    server.plan = [fail(403, f"the key {KEY} has no access"), raw(f"<{KEY}>".encode())]
+    engine = connect(api_key=KEY)
+    for complaint in ("the key [the key] has no access", "<[the key]>"):
+        failure = failure_of(await one(engine))
+        assert complaint in failure.message
+        assert KEY not in repr(failure)
+    assert server.seen[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+async def test_a_proxy_in_the_environment_is_not_asked_for_loopback(
+    server: FaultServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    assert (await one(connect())).text == "echo: hello"
+
+
+@pytest.mark.parametrize(
+    ("address", "complaint"),
+    [
+        ("ftp://host/v1", "http or https"),
+        ("localhost:8000", "http or https"),
+        ("http://", "http or https"),
+        ("http://me:hunter2@host/v1", "holds a user or password"),
+        ("http://host/v1?key=3", "end with its path"),
+        ("http://host:port/v1", "cannot be read"),
+    ],
+)
+def test_an_address_that_cannot_be_one_is_refused(address: str, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint) as caught:
+        OpenAIEngine("far", address, "smol")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_key_that_no_header_can_carry_is_refused_without_showing_it() -> None:
+    with pytest.raises(InputError, match="API key") as caught:
+        OpenAIEngine("far", "http://host/v1", "smol", api_key="sk-sécret")
+    assert "cret" not in str(caught.value)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)

@@ -1,0 +1,64 @@
+"""How experts are asked, and how their replies are read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from expertmix.agents import build_messages, build_requests, derive_seed, read_reply
+from expertmix.agents.engines import Failure, OptionScore, Reply, Sampling, Usage
+from expertmix.retrieval import Question
+
+CHOICE = Question(id="c", text="Cost of $question?", options=("a lot", "nil"), kind="choice")
+NUMBER = Question(id="n", text="2 + 2?", kind="number")
+
+
+def test_the_question_is_asked_once_as_it_stands() -> None:
+    content = build_messages(CHOICE)[-1]["content"]
+    assert content.count("Cost of $question?") == 1
+    assert content.count("Question:") == 1, "the reference code asks it twice"
+    assert "(A) a lot\n(B) nil" in content
+    assert "Answer: (X)" in content
+
+
+def test_seeds_depend_on_what_is_asked_and_on_nothing_else() -> None:
+    both = build_requests([CHOICE, NUMBER], sampling=Sampling(), samples=2, seed=5)
+    turned = build_requests([NUMBER, CHOICE], sampling=Sampling(), samples=2, seed=5)
+    assert {r.id: r.sampling.seed for r in both} == {r.id: r.sampling.seed for r in turned}
+    assert len({r.sampling.seed for r in both}) == 4
+    program = "from expertmix.agents import derive_seed; print(derive_seed(5, 'c', 1))"
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(told.stdout) == derive_seed(5, "c", 1)
+
+
+def test_scored_questions_are_continued_and_open_ones_are_not() -> None:
+    choice, number = build_requests([CHOICE, NUMBER], sampling=Sampling(), style="score")
+    assert choice.options == (" a lot", " nil")
+    assert choice.messages[-1] == {"role": "assistant", "content": "Answer:"}
+    assert number.options == ()
+    assert number.messages[-1]["role"] == "user"
+
+
+def test_the_likeliest_option_per_character_is_the_answer() -> None:
+    scores = (OptionScore(logprob=-4.0, tokens=2), OptionScore(logprob=-3.6, tokens=1))
+    answer = read_reply(Reply(request_id="c#0", scores=scores), CHOICE, "e")
+    assert answer.answer == "A", "-4.0 over five characters beats -3.6 over three"
+
+
+def test_a_reply_becomes_an_answer_with_its_sample_and_costs() -> None:
+    usage = Usage(prompt_tokens=9, completion_tokens=4)
+    reply = Reply(request_id="n#3", text="It is 4.\nAnswer: 4", usage=usage)
+    answer = read_reply(reply, NUMBER, "e")
+    assert (answer.answer, answer.sample, answer.usage) == ("4", 3, usage)
+
+
+def test_a_cut_chain_of_thought_is_no_answer() -> None:
+    assert read_reply(Reply(request_id="n#0", text="<think>4? Answer: 5"), NUMBER, "e").answer is None
+
+
+def test_a_failure_is_an_answer_marked_failed() -> None:
+    reply = Reply(
+        request_id="n#0", finish="error", failure=Failure(kind="context", message="too long")
+    )
+    answer = read_reply(reply, NUMBER, "e")
+    assert (answer.answer, answer.error) == (None, "too long")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from langchain_core.embeddings import Embeddings
 
-from ..retrieval import InputError, Question, encode_texts
+from ..retrieval import InputError, Question, embedding_text, encode_texts
 from .engines import Reply, Request, Sampling
 from .prompt import fill_prompt
 from .reason import derive_seed
@@ -19,6 +20,7 @@ __all__ = [
     "KeywordSkills",
     "SkillExtractor",
     "keep_repeated",
+    "map_to_vocabulary",
     "parse_keywords",
 ]
 
@@ -80,7 +82,7 @@ class EmbeddingSkills:
         if not questions:
             return {}
         skills_SD = self._embed_skills()
-        questions_QD = encode_texts(self._encoder, [_text_of(q) for q in questions])
+        questions_QD = encode_texts(self._encoder, [embedding_text(q) for q in questions])
         similarities_QS = questions_QD @ skills_SD.T
         return {
             question.id: self._choose(row_S)
@@ -103,7 +105,7 @@ class EmbeddingSkills:
     def _join_references(self, described_SD: Vectors) -> Vectors:
         if not self._references:
             return described_SD
-        seen_RD = encode_texts(self._encoder, [_text_of(q) for q in self._references])
+        seen_RD = encode_texts(self._encoder, [embedding_text(q) for q in self._references])
         rows: list[Vectors] = []
         for skill, described_D in zip(self._vocabulary, described_SD, strict=True):
             mine = [at for at, q in enumerate(self._references) if skill in q.skills]
@@ -126,6 +128,7 @@ class KeywordSkills:
         max_chars: Longer keywords are dropped.
         max_tokens: Upper bound on an answer.
         seed: Of the samples.
+        reference: Read and keep keywords exactly as the published code does, with its mistakes.
     """
 
     def __init__(
@@ -138,7 +141,9 @@ class KeywordSkills:
         max_chars: int = 20,
         max_tokens: int = 64,
         seed: int = 0,
+        reference: bool = False,
     ) -> None:
+        self._reference = reference
         self._ask = ask
         self._samples = samples
         self._temperature = temperature
@@ -154,11 +159,19 @@ class KeywordSkills:
         named: dict[str, list[list[str]]] = {question.id: [] for question in questions}
         for request, reply in zip(requests, replies, strict=True):
             if reply.failure is None:
-                named[request.question_id or ""].append(parse_keywords(reply.text))
-        return {
-            qid: tuple(keep_repeated(lists, count=self._keep_count, max_chars=self._max_chars))
-            for qid, lists in named.items()
-        }
+                keywords = parse_keywords(reply.text, reference=self._reference)
+                named[request.question_id or ""].append(keywords)
+        return {qid: self._keep(lists) for qid, lists in named.items()}
+
+    def _keep(self, lists: list[list[str]]) -> tuple[str, ...]:
+        return tuple(
+            keep_repeated(
+                lists,
+                count=self._keep_count,
+                max_chars=self._max_chars,
+                reference=self._reference,
+            )
+        )
 
     def _request(self, question: Question, sample: int) -> Request:
         options = "\n".join(question.options)
@@ -193,16 +206,56 @@ def parse_keywords(text: str, *, reference: bool = False) -> list[str]:
 
 
 def keep_repeated(
-    lists: Sequence[Sequence[str]], *, count: int = 2, max_chars: int = 20
+    lists: Sequence[Sequence[str]],
+    *,
+    count: int = 2,
+    max_chars: int = 20,
+    reference: bool = False,
 ) -> list[str]:
-    """Keywords that come at least `count` times and are not too long, in the order first seen."""
+    """Keywords that at least `count` answers name and that are not too long, in the order first seen.
+
+    Args:
+        lists: The keywords of each answer.
+        count: How many answers have to name a keyword.
+        max_chars: Longer keywords are dropped.
+        reference: Do what the published code does: a keyword repeated inside one answer counts
+            twice, and the empty keyword counts as one.
+    """
+    if not reference:
+        lists = [[word for word in dict.fromkeys(words) if word.strip()] for words in lists]
     joined = [keyword for keywords in lists for keyword in keywords if len(keyword) <= max_chars]
-    return [keyword for keyword in dict.fromkeys(joined) if joined.count(keyword) >= count]
+    return [keyword for keyword, times in Counter(joined).items() if times >= count]
+
+
+def map_to_vocabulary(
+    keywords: Sequence[str],
+    vocabulary: Sequence[str],
+    encoder: Embeddings,
+    *,
+    floor: float | None = 0.5,
+) -> tuple[str, ...]:
+    """Open keywords as skills of a closed vocabulary: the same word, else the most similar skill.
+
+    Args:
+        keywords: As an extractor gave them.
+        vocabulary: Known skills; equal similarities go to the earlier one.
+        encoder: Any LangChain embeddings.
+        floor: Keywords whose nearest skill has a smaller cosine are dropped. None does what the
+            published code does: no floor, and two keywords of one skill count twice.
+    """
+    if not keywords or not vocabulary:
+        return ()
+    known = list(vocabulary)
+    similarities_KS = encode_texts(encoder, list(keywords)) @ encode_texts(encoder, known).T
+    mapped: list[str] = []
+    for keyword, row_S in zip(keywords, similarities_KS, strict=True):
+        nearest = int(np.argmax(row_S))
+        if floor is not None and keyword in known:
+            mapped.append(keyword)
+        elif floor is None or float(row_S[nearest]) >= floor:
+            mapped.append(known[nearest])
+    return tuple(mapped if floor is None else dict.fromkeys(mapped))
 
 
 def _tidy(keyword: str) -> str:
     return keyword.strip().lower().replace(".", "")
-
-
-def _text_of(question: Question) -> str:
-    return "\n".join((question.text, *question.options))

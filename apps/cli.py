@@ -88,8 +88,7 @@ def ask(
         _print_json({**result[0].row, "ledger": result.ledger})
     else:
         _show(tell_answer(result[0]), tabulate_costs(result.ledger))
-    if result[0].answer is None:
-        raise typer.Exit(1)
+    _tell_failures(result)
 
 
 @app.command()
@@ -255,7 +254,14 @@ def _report(result: Result, out: Path, as_json: bool) -> None:
         accuracy = [tabulate_experts(result)] if result.score is not None else []
         kept = f"Answers are in {out / 'answers.jsonl'}, costs in {out / 'ledger.json'}."
         _show(tabulate_answers(result), *accuracy, tabulate_costs(result.ledger), kept)
-    missing = {expert: why for s in result for expert, why in s.row["missing"].items()}
+    _tell_failures(result)
+
+
+def _tell_failures(result: Result) -> None:
+    """Name experts that failed; without a single answer the command has failed, too."""
+    missing = {
+        expert: why for solution in result for expert, why in solution.row["missing"].items()
+    }
     for expert, why in missing.items():
         _stderr().print(
             f"[yellow]{expert} failed:[/yellow] {clean_text(why, 1000)}", soft_wrap=True

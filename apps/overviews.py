@@ -66,7 +66,7 @@ def tabulate_checks(checks: Sequence[PoolCheck]) -> Table:
             clean_text(check.weights),
             check.engine,
             ", ".join(check.experts),
-            f"{check.memory_bytes / 2**30:.1f} GiB" if check.memory_bytes else "elsewhere",
+            f"{check.memory_bytes / 2**30:.1f} GiB" if check.memory_bytes else "—",
             f"[red]{clean_text(check.problem, 500)}" if check.problem else "[green]ready",
         )
     return table

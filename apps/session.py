@@ -78,6 +78,7 @@ def answer_once(
         InputError: as `asolve`.
     """
     with Pool(catalog, on_event=watch) as pool:
+        pool.check()
         resources = settings.resources(pool)
 
         async def work() -> Result:
@@ -114,6 +115,7 @@ def solve_into(
     """
     folder = RunFolder(out)
     with Pool(catalog, store=folder.store, on_event=watch) as pool:
+        pool.check()
         resources = settings.resources(pool)
         folder.claim(questions, settings.to_json(catalog))
         pool.ledger = folder.read_ledger()
@@ -144,6 +146,7 @@ def profile_experts(
     """
     folder = ProfileFolder(out)
     with Pool(catalog, store=folder.store, on_event=watch) as pool:
+        pool.check()
         profile = asyncio.run(folder.build(pool, references, seed=seed))
         return profile, pool.ledger.to_json()
 

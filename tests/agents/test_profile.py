@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from expertmix.agents import AnswerStore, Pool, Profile, build_profile
 from expertmix.agents.engines.scripted import Faults, ScriptedEngine
 from expertmix.retrieval import InputError, Question

@@ -27,7 +27,9 @@ def test_seeds_depend_on_what_is_asked_and_on_nothing_else() -> None:
     assert {r.id: r.sampling.seed for r in both} == {r.id: r.sampling.seed for r in turned}
     assert len({r.sampling.seed for r in both}) == 4
     program = "from expertmix.agents import derive_seed; print(derive_seed(5, 'c', 1))"
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert int(told.stdout) == derive_seed(5, "c", 1)
 
 
@@ -53,7 +55,9 @@ def test_a_reply_becomes_an_answer_with_its_sample_and_costs() -> None:
 
 
 def test_a_cut_chain_of_thought_is_no_answer() -> None:
-    assert read_reply(Reply(request_id="n#0", text="<think>4? Answer: 5"), NUMBER, "e").answer is None
+    assert (
+        read_reply(Reply(request_id="n#0", text="<think>4? Answer: 5"), NUMBER, "e").answer is None
+    )
 
 
 def test_a_failure_is_an_answer_marked_failed() -> None:

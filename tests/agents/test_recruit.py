@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
-from expertmix.agents import ExpertProfile, Profile, Tally, recruit
-from expertmix.retrieval import InputError
 from hypothesis import given
 from hypothesis import strategies as st
+
+from expertmix.agents import ExpertProfile, Profile, Tally, recruit
+from expertmix.retrieval import InputError
 
 
 def make_profile(**experts: dict[str, tuple[int, int]]) -> Profile:

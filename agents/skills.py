@@ -83,7 +83,8 @@ class EmbeddingSkills:
             return {}
         skills_SD = self._embed_skills()
         questions_QD = encode_texts(self._encoder, [embedding_text(q) for q in questions])
-        similarities_QS = questions_QD @ skills_SD.T
+        # Rounded: the same product comes out a little different in another batch.
+        similarities_QS = np.round(questions_QD @ skills_SD.T, 6)
         return {
             question.id: self._choose(row_S)
             for question, row_S in zip(questions, similarities_QS, strict=True)

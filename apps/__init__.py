@@ -1,1 +1,5 @@
-"""The doors: command line and, later, server, chat model, tool and report."""
+"""The doors: the command line, and the doctor that says what would work here."""
+
+from .doctor import diagnose, repair
+
+__all__ = ["diagnose", "repair"]

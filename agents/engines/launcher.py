@@ -94,6 +94,7 @@ class Launcher:
         """
         async with self._lock:
             if self._ready is None:
+                await self.close()  # whatever a zygote that died has left
                 self._spawn()
         ready = self._ready
         assert ready is not None

@@ -270,7 +270,7 @@ class VllmEngine:
     async def close(self) -> None:
         """End the child. Requests still in flight end in failures. Safe to call twice."""
         message = f"engine {self.name!r} was closed"
-        self._fail_all(Failure(kind="engine", message=message, retryable=True))
+        self._fail_all(Failure(kind="engine", message=message))
         await self._end_child()
 
     async def _end_child(self) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["convert", "main"]
+__all__ = ["convert", "hide_torchvision", "main"]
 
 DIGITS = {"type": "Digits", "individual_digits": True}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}

@@ -3,10 +3,11 @@ from __future__ import annotations
 import threading
 
 import pytest
-from expertmix.agents.answers import is_correct, read_answer, same_answer, strip_thinking
-from expertmix.retrieval import Question
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from expertmix.agents.answers import is_correct, read_answer, same_answer, strip_thinking
+from expertmix.retrieval import Question
 
 CITIES = ("Paris", "London", "Rome", "Berlin", "Oslo", "Bern", "Vienna", "Prague", "Riga", "Bonn")
 LETTERS = "ABCDEFGHIJ"

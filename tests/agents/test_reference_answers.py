@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from expertmix.agents.reference_answers import (
     read_boxed_like_reference,
     read_choice_like_reference,

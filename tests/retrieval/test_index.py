@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from expertmix.retrieval import InputError, VectorIndex
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from expertmix.retrieval import InputError, VectorIndex
 
 pytest.importorskip("faiss", reason="needs faiss: pip install 'expertmix[embed]'")
 pytest.importorskip("safetensors", reason="needs safetensors: pip install 'expertmix[embed]'")

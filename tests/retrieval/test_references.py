@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from expertmix.retrieval import InputError, Question, ReferenceSet
 from langchain_core.embeddings import Embeddings
+
+from expertmix.retrieval import InputError, Question, ReferenceSet
 
 pytest.importorskip("faiss", reason="needs faiss: pip install 'expertmix[embed]'")
 

@@ -4,9 +4,10 @@ import time
 from fractions import Fraction
 
 import pytest
-from expertmix.tools import calculate, calculator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from expertmix.tools import calculate, calculator
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,7 @@ def test_no_expression_takes_long(expression: str) -> None:
 NUMBERS = st.fractions(min_value=-(10**9), max_value=10**9, max_denominator=10**6)
 
 
+@settings(deadline=2_000)
 @given(NUMBERS, NUMBERS, st.sampled_from("+-*/"))
 def test_results_agree_with_fractions(a: Fraction, b: Fraction, operator: str) -> None:
     result = calculate(f"({a}) {operator} ({b})")

@@ -100,7 +100,19 @@ async def test_vllm_is_imported_before_the_first_process_is_asked_for(launcher: 
 
 
 @pytest.mark.real
-async def test_closing_ends_every_process_and_a_later_launch_starts_anew(
+async def test_when_the_zygote_dies_so_do_its_processes(launcher: Launcher) -> None:
+    launched = await launcher.launch("a")
+    process = psutil.Process(launched.pid)
+    os.kill(process.ppid(), signal.SIGKILL)
+
+    assert await exit_code(launched) is None
+    _, alive = await asyncio.to_thread(psutil.wait_procs, [process], 5)
+    assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+    launched.release()
+
+
+@pytest.mark.real
+async def test_a_later_launch_starts_a_new_zygote_and_closing_ends_every_process(
     launcher: Launcher,
 ) -> None:
     launched = [await launcher.launch("a"), await launcher.launch("b")]

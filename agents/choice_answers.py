@@ -26,7 +26,6 @@ __all__ = ["read_choice"]
 
 TORN = "?"  # a statement that names several options: the reply has not settled
 SPELT_OUT_CHARS = 400
-STATEMENTS = 50  # how many of the last statements are read; a reply has one or two
 
 _NEXT = (
     "and|as|at|based|because|but|by|due|for|from|given|if|in|instead|is|it|not|on|or|rather|since|so"
@@ -142,7 +141,7 @@ def _read(text: str, options: _Options) -> str | None:
 
 
 def _stated(text: str, options: _Options) -> str | None:
-    for statement in reversed(statements(text)[-STATEMENTS:]):
+    for statement in reversed(statements(text)):
         letter = _read_statement(statement, options)
         if letter:
             return letter

@@ -21,7 +21,8 @@ __all__ = [
     "tidy",
 ]
 
-READ_CHARS = 200_000  # a reply is read from its end; nobody states an answer further from it
+READ_CHARS = 20_000  # a reply is read from its end; nobody states an answer further from it
+LAST = 50  # how many of the last boxes and statements are read; a reply has one or two
 STATEMENT_CHARS = 400
 
 _CUE = re.compile(
@@ -97,7 +98,7 @@ def plain(text: str) -> str:
 def boxed(text: str) -> list[Statement]:
     r"""Everything in `\boxed{…}` or `\fbox{…}`, by counting braces; boxes never closed are left out."""
     found: list[Statement] = []
-    for match in _BOX.finditer(text):
+    for match in list(_BOX.finditer(text))[-LAST:]:
         end = _closing_brace(text, match.end())
         if end is not None:
             content = text[match.end() : end].strip()
@@ -106,7 +107,7 @@ def boxed(text: str) -> list[Statement]:
 
 
 def statements(text: str) -> list[Statement]:
-    """All statements of an answer in `text`, in the order in which they stand."""
+    """The last statements of an answer in `text`, in the order in which they stand."""
     found = boxed(text)
     found += [
         Statement(start=m.start(1), end=m.end(1), text=m.group(1), cue="tag")
@@ -114,9 +115,9 @@ def statements(text: str) -> list[Statement]:
     ]
     found += [_line_after(text, m.end(), "line") for m in _HEADING.finditer(text)]
     found += [_line_after(text, m.end(), "hashes") for m in _HASHES.finditer(text)]
-    for match in _CUE.finditer(text):
+    for match in list(_CUE.finditer(text))[-LAST:]:
         found.append(_line_after(text, match.end(), _cue_kind(text, match)))
-    return sorted((s for s in found if s.text), key=lambda s: s.start)
+    return sorted((s for s in found if s.text), key=lambda s: s.start)[-LAST:]
 
 
 def own_part(text: str) -> str:

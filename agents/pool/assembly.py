@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from ...retrieval import InputError
 from ..engines import Engine
-from .catalog import (
-    Catalog,
+from .catalog import Catalog
+from .merging import hash_adapter, merged
+from .plan import Group
+from .specs import (
     ChatModelExpert,
     GivenExpert,
     OpenAIExpert,
@@ -20,8 +22,6 @@ from .catalog import (
     TransformersExpert,
     VllmExpert,
 )
-from .merging import hash_adapter, merged
-from .plan import Group
 from .weights import ResolvedWeights, estimate_memory, resolve_weights
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .catalog import (
-    Catalog,
+from .catalog import Catalog
+from .specs import (
     ChatModelExpert,
     ExpertSpec,
     GivenExpert,

@@ -24,11 +24,12 @@ from typing import Any, Literal, TypeVar
 
 from ...retrieval import InputError
 from ..engines import Chunk, Engine, Message, Reply, Request
-from .catalog import Catalog, VllmExpert
+from .catalog import Catalog
 from .events import PoolEvent
 from .ledger import Ledger, LoadRecord
 from .plan import Group, LoadPlan, group_experts, make_plan
 from .residency import Job, Residency
+from .specs import VllmExpert
 from .store import AnswerStore
 
 __all__ = ["Pool"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -303,6 +304,17 @@ def test_short_texts_are_compared_without_case_accents_and_articles(
 def test_a_long_text_without_a_statement_has_no_answer() -> None:
     assert read_answer(" ".join(["word"] * 40), text()) is None
     assert read_answer("First some words about it.\n\nPetrichor", text()) == "Petrichor"
+
+
+@pytest.mark.parametrize(
+    "scrap",
+    ["answer: ", r"\boxed{", "A) ", "(A) and ", "*", "1,", " ", "so ", r"\text{", "# ", "\n"],
+)
+@pytest.mark.parametrize("question", [choice(10), number(), text()])
+def test_no_reply_takes_long_to_read(scrap: str, question: Question) -> None:
+    start = time.process_time()
+    read_answer(scrap * 50_000, question)
+    assert time.process_time() - start < 2
 
 
 def test_no_answer_is_never_right_and_no_gold_is_an_error() -> None:

@@ -37,14 +37,18 @@ def test_scored_questions_are_continued_and_open_ones_are_not() -> None:
     choice, number = build_requests([CHOICE, NUMBER], sampling=Sampling(), style="score")
     assert choice.options == (" a lot", " nil")
     assert choice.messages[-1] == {"role": "assistant", "content": "Answer:"}
+    assert "nil" not in choice.messages[0]["content"], (
+        "an option that is shown is scored as an echo"
+    )
     assert number.options == ()
     assert number.messages[-1]["role"] == "user"
 
 
-def test_the_likeliest_option_per_character_is_the_answer() -> None:
+def test_the_likeliest_option_is_the_answer() -> None:
     scores = (OptionScore(logprob=-4.0, tokens=2), OptionScore(logprob=-3.6, tokens=1))
     answer = read_reply(Reply(request_id="c#0", scores=scores), CHOICE, "e")
-    assert answer.answer == "A", "-4.0 over five characters beats -3.6 over three"
+    assert answer.answer == "B"
+    assert "A -4.00, B -3.60" in answer.text
 
 
 def test_a_reply_becomes_an_answer_with_its_sample_and_costs() -> None:

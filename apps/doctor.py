@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..retrieval import InputError
 from .checkup import Finding, find_extras, find_imports, find_machine, find_settings, find_weights
-from .checkup.probe import COMPANIONS
+from .checkup.child import COMPANIONS
 
 __all__ = ["diagnose", "removable", "repair", "repair_command"]
 

@@ -44,7 +44,7 @@ def probe(name: str, *, timeout: float, environ: Mapping[str, str] | None = None
         timeout: Seconds after which the child is stopped and reported as hanging.
         environ: The child's environment; ours by default.
     """
-    command = [sys.executable, "-m", "expertmix.apps.checkup.probe", name]
+    command = [sys.executable, "-m", "expertmix.apps.checkup.child", name]
     child = {**(os.environ if environ is None else environ), **_QUIET}
     try:
         done = subprocess.run(

@@ -1,6 +1,6 @@
 """Imports one heavy package and says how that went. Run as a program, in its own process.
 
-    python -m expertmix.apps.checkup.probe torch|companions|transformers|vllm
+    python -m expertmix.apps.checkup.child torch|companions|transformers|vllm
 
 Prints one JSON object: the facts, or `{"error": …}`. A crash of native code ends this process only.
 """

@@ -114,25 +114,26 @@ def solve_into(
         InputError: the folder belongs to another run; or as `make_resources`.
     """
     folder = RunFolder(out)
-    with Pool(catalog, store=folder.store, on_event=watch) as pool:
-        pool.check()
-        resources = settings.resources(pool)
-        folder.claim(questions, settings.to_json(catalog))
-        pool.ledger = folder.read_ledger()
-        solutions = folder.finished(questions)
-        done = {solution.question.id for solution in solutions}
-        rest = [question for question in questions if question.id not in done]
+    pool = Pool(catalog, store=folder.store, on_event=watch)
+    pool.check()
+    resources = settings.resources(pool)
+    folder.claim(questions, settings.to_json(catalog))
+    pool.ledger = folder.read_ledger()
+    solutions = folder.finished(questions)
+    done = {solution.question.id for solution in solutions}
+    rest = [question for question in questions if question.id not in done]
 
-        async def work() -> None:
-            async for finished in solve_many(rest, resources, window=window):
-                folder.append(finished)
-                solutions.extend(finished)
+    async def work() -> None:
+        async for finished in solve_many(rest, resources, window=window):
+            folder.append(finished)
+            solutions.extend(finished)
 
-        try:
-            if rest:
+    try:
+        if rest:
+            with pool:
                 asyncio.run(work())
-        finally:
-            folder.write_ledger(pool.ledger)
+    finally:
+        folder.write_ledger(pool.ledger)
     return folder.finish(questions, solutions)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,15 +59,13 @@ class Ledger:
         """The account of an expert in a stage, opened if need be."""
         return self.accounts.setdefault((alias, stage), Account())
 
-    def record(self, alias: str, stage: str, replies: Iterable[Reply], seconds: float) -> None:
-        """Write down the replies of one batch and the wall seconds it took."""
+    def record(self, alias: str, stage: str, reply: Reply) -> None:
+        """Write down one reply, as soon as it is there: an interrupted batch has cost what it cost."""
         account = self.account(alias, stage)
-        account.seconds += seconds
-        for reply in replies:
-            account.calls += 1
-            account.failures += reply.failure is not None
-            account.prompt_tokens += reply.usage.prompt_tokens
-            account.completion_tokens += reply.usage.completion_tokens
+        account.calls += 1
+        account.failures += reply.failure is not None
+        account.prompt_tokens += reply.usage.prompt_tokens
+        account.completion_tokens += reply.usage.completion_tokens
 
     @property
     def calls(self) -> int:

@@ -121,7 +121,11 @@ class Pool:
                 caller.call_soon_threadsafe(chunks.put_nowait, chunk)
 
             job = Job(group=group, requests=[asked], on_chunk=put)
-            self.ledger.record(alias, "stream", await self._residency.run(job), job.seconds)
+            try:
+                for reply in await self._residency.run(job):
+                    self.ledger.record(alias, "stream", reply)
+            finally:
+                self.ledger.account(alias, "stream").seconds += job.seconds
 
         task = asyncio.ensure_future(self._in_loop(pump()))
         task.add_done_callback(lambda _: chunks.put_nowait(Chunk()))
@@ -186,8 +190,14 @@ class Pool:
                 raise InputError(f'expert "{alias}": {error}') from None
 
     def open(self) -> Pool:
-        """Start the pool's thread. Nothing is loaded before it is needed."""
+        """Start the pool's thread. Nothing is loaded before it is needed.
+
+        Raises:
+            InputError: the answer store cannot be used.
+        """
         if self._loop is None:
+            if self.store is not None:
+                self.store.open()
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(
                 target=self._loop.run_forever, name="expertmix-pool", daemon=True
@@ -240,17 +250,29 @@ class Pool:
                 )
 
             def receive(reply: Reply) -> None:
-                if identity is not None and self.store is not None:
-                    self.store.keep(identity, rest[reply.request_id], reply)
+                self._keep(identity, rest[reply.request_id], reply)
+                self.ledger.record(alias, stage, reply)
                 tell("replied", 1)
                 deliver(reply)
 
             tell("asked", len(rest))
             job = Job(group=group, requests=list(rest.values()), on_reply=receive)
-            fresh = await self._residency.run(job)
-            self.ledger.record(alias, stage, fresh, job.seconds)
+            try:
+                fresh = await self._residency.run(job)
+            finally:
+                self.ledger.account(alias, stage).seconds += job.seconds
             replies |= {reply.request_id: reply for reply in fresh}
         return [replies[request.id] for request in requests]
+
+    def _keep(self, identity: str | None, request: Request, reply: Reply) -> None:
+        if identity is None or self.store is None:
+            return
+        try:
+            self.store.keep(identity, request, reply)
+        except InputError as error:
+            # A full disk must not cost the answers that are still to come: go on without the store.
+            self.store = None
+            self._tell(PoolEvent(kind="failed", weights="answer store", message=str(error)))
 
     async def _identify(self, group: Group) -> str | None:
         """What stored answers are found by; None without a store or without weights."""

@@ -39,11 +39,19 @@ class Job:
     on_reply: Callable[[Reply], None] | None = None
     on_chunk: Callable[[Chunk], None] | None = None
     """If given, the only request is streamed."""
-    seconds: float = 0.0
-    """Wall seconds that the engine worked on it, known once it is done."""
+    started: float | None = None
+    """When the engine began to work on it (`time.perf_counter`)."""
+    ended: float | None = None
     done: asyncio.Future[list[Reply]] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds that the engine has worked on it so far."""
+        if self.started is None:
+            return 0.0
+        return (self.ended or time.perf_counter()) - self.started
 
 
 class Residency:
@@ -110,6 +118,9 @@ class Residency:
         if self._turns is not None:
             self._turns.cancel()
             await asyncio.gather(self._turns, return_exceptions=True)
+        for job in self._waiting:
+            job.done.cancel()
+        self._waiting.clear()
         for key in list(self._engines):
             await self._unload(key)
         if self._launcher is not None:
@@ -127,12 +138,18 @@ class Residency:
                 for job in self._pop(group):
                     if not job.done.done():
                         job.done.set_result(_refuse(job, error.failure))
-                continue
-            await self._serve(engine, group)
+            except Exception as error:
+                # A defect of ours: whoever waits gets it as it is, instead of waiting for ever.
+                for job in self._pop(group):
+                    if not job.done.done():
+                        job.done.set_exception(error)
+            else:
+                await self._serve(engine, group)
 
     async def _serve(self, engine: Engine, group: Group) -> None:
         """One turn: everything that waits for this model, as one continuous batch."""
         running: set[asyncio.Task[None]] = set()
+        arrival = asyncio.create_task(self._arrival.wait())
         try:
             while True:
                 others_wait = any(job.group.key != group.key for job in self._waiting)
@@ -141,18 +158,18 @@ class Residency:
                         running.add(asyncio.create_task(self._finish(engine, job)))
                 if not running:
                     return
-                self._arrival.clear()
-                arrival = asyncio.create_task(self._arrival.wait())
+                if arrival.done():
+                    self._arrival.clear()
+                    arrival = asyncio.create_task(self._arrival.wait())
                 done, _ = await asyncio.wait(
                     {*running, arrival}, return_when=asyncio.FIRST_COMPLETED
                 )
-                arrival.cancel()
                 running -= done
                 if group.key not in self._engines:  # it died; the rest of its jobs gets a new one
                     await asyncio.gather(*running)
                     return
         finally:
-            for task in running:
+            for task in (arrival, *running):
                 task.cancel()
 
     async def _finish(self, engine: Engine, job: Job) -> None:
@@ -162,19 +179,22 @@ class Residency:
             replies = await work
         except asyncio.CancelledError:
             job.done.cancel()
-            return
-        if not job.done.done():
-            job.done.set_result(replies)
+        except Exception as error:
+            if not job.done.done():
+                job.done.set_exception(error)
+        else:
+            if not job.done.done():
+                job.done.set_result(replies)
 
     async def _work(self, engine: Engine, job: Job) -> list[Reply]:
-        started = time.perf_counter()
+        job.started = time.perf_counter()
         try:
             if job.on_chunk is None:
                 replies = await engine.generate(job.requests, job.on_reply)
             else:
                 replies = await _stream(engine, job.requests[0], job.on_chunk)
         finally:
-            job.seconds = time.perf_counter() - started
+            job.ended = time.perf_counter()
         if any(reply.failure and reply.failure.kind == "engine" for reply in replies):
             await self._unload(job.group.key)
         return replies

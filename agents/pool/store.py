@@ -23,6 +23,7 @@ __all__ = ["AnswerStore"]
 class AnswerStore:
     """Replies by the content of their requests.
 
+    Every method raises `InputError` if the file cannot be used (damaged, disk full, no permission).
     Of failures only `context` is stored: a prompt that is too long stays so, anything else may go better.
     """
 
@@ -33,7 +34,7 @@ class AnswerStore:
     def find(self, identity: str, request: Request) -> Reply | None:
         """The stored reply to this request by these weights, under the request's own id."""
         row = (
-            self._open()
+            self.open()
             .execute("SELECT reply FROM replies WHERE key = ?", (_key(identity, request),))
             .fetchone()
         )
@@ -43,14 +44,15 @@ class AnswerStore:
         """Store a reply at once. Storing it again changes nothing."""
         if reply.failure is not None and reply.failure.kind != "context":
             return
-        with self._open() as connection:
-            connection.execute(
-                "INSERT OR IGNORE INTO replies (key, reply) VALUES (?, ?)",
-                (_key(identity, request), json.dumps(_encode(reply))),
-            )
+        row = _key(identity, request), json.dumps(_encode(reply))
+        try:
+            with self.open() as connection:
+                connection.execute("INSERT OR IGNORE INTO replies (key, reply) VALUES (?, ?)", row)
+        except sqlite3.Error as error:
+            raise InputError(f"cannot keep answers in {self.path}: {error}") from None
 
     def __len__(self) -> int:
-        return int(self._open().execute("SELECT count(*) FROM replies").fetchone()[0])
+        return int(self.open().execute("SELECT count(*) FROM replies").fetchone()[0])
 
     def close(self) -> None:
         """Close the file; the store opens again when it is next used."""
@@ -58,20 +60,21 @@ class AnswerStore:
             self._connection.close()
             self._connection = None
 
-    def _open(self) -> sqlite3.Connection:
+    def open(self) -> sqlite3.Connection:
+        """Open the file, making it if need be; the other methods do so by themselves."""
         if self._connection is None:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 # The pool uses the store from its own thread only; opening may happen in another.
-                connection = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = NORMAL")
-                connection.execute(
+                self._connection = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.execute("PRAGMA synchronous = NORMAL")
+                self._connection.execute(
                     "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)"
                 )
             except (sqlite3.Error, OSError) as error:
+                self.close()
                 raise InputError(f"cannot keep answers in {self.path}: {error}") from None
-            self._connection = connection
         return self._connection
 
 

@@ -270,6 +270,7 @@ def test_interrupting_keeps_what_is_finished_and_says_how_to_go_on(
     assert "Traceback" not in told
     resumed = solve_json(place)
     assert resumed["ledger"]["reused"] >= 1
+    assert resumed["ledger"]["calls"] == 6, "both runs together ask everything once"
     assert [row["answer"] for row in resumed["answers"]] == ["2", "B", "Rome"]
 
 

@@ -217,17 +217,22 @@ def doctor(
     fix: Annotated[
         bool, typer.Option("--repair", help="Remove packages that break vLLM on a CPU.")
     ] = False,
+    pool: Annotated[
+        Path | None, typer.Option("--pool", help="Also say what of this pool would be loaded.")
+    ] = None,
 ) -> None:
-    """Tell what is installed, what would work here, and why not."""
+    """Tell what is installed, what fits into memory, what would work here, and why not."""
     findings = diagnose()
     if fix and (packages := removable(findings)):
         typer.echo(repair(packages), err=True)
         findings = diagnose()
+    checks = [] if pool is None else check_pool(Catalog.load(pool))
     if as_json:
-        _print_json([finding.to_json() for finding in findings])
+        told = [finding.to_json() for finding in findings]
+        _print_json({"findings": told, "pool": [check.to_json() for check in checks]})
     else:
-        _show(tabulate_findings(findings))
-    if any(finding.status == "broken" for finding in findings):
+        _show(tabulate_findings(findings), *([tabulate_checks(checks)] if checks else []))
+    if any(finding.status == "broken" for finding in findings) or any(c.problem for c in checks):
         raise typer.Exit(1)
 
 

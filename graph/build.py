@@ -42,6 +42,19 @@ def create_graph(
 ) -> CompiledStateGraph[PanelState, Resources, PanelInput, PanelOutput]:
     """The compiled panel. `settings` go to `StateGraph.compile`; no checkpointer is built in.
 
+    In a notebook it shows itself as a Mermaid diagram that JupyterLab draws; LangGraph's own display would
+    send the graph to a remote service.
+
     Run it with `await graph.ainvoke({"questions": {...}}, context=Resources(pool=...))`.
     """
-    return build_graph().compile(**settings)
+    compiled = build_graph().compile(**settings)
+    compiled.__class__ = _LocallyDrawn
+    return compiled
+
+
+class _LocallyDrawn(CompiledStateGraph[PanelState, Resources, PanelInput, PanelOutput]):
+    """A compiled graph that is drawn where it is shown."""
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        drawn = self.get_graph().draw_mermaid()
+        return {"text/plain": drawn, "text/markdown": f"```mermaid\n{drawn}\n```"}

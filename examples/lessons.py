@@ -104,8 +104,7 @@ def arithmetic_lessons(seed: int, *, held_out: bool = False) -> Iterator[Lesson]
 def choice_lessons(folder: Path, seed: int) -> Iterator[Lesson]:
     """Yield the benchmarks' train questions, epoch after epoch, with the options shuffled anew.
 
-    The reply names the right option before its letter: a small model knows which words follow from
-    the question long before it can point at a letter.
+    There are always four, and the reply names the right one before its letter.
 
     Raises:
         InputError: a benchmark is missing from the folder.
@@ -117,7 +116,8 @@ def choice_lessons(folder: Path, seed: int) -> Iterator[Lesson]:
         for row in rows:
             right = row["options"][row["gold_index"]]
             wrong = [option for option in row["options"] if option != right]
-            yield _choice(row["question"], right, rng.sample(wrong, min(3, len(wrong))), rng)
+            if len(wrong) >= 3:
+                yield _choice(row["question"], right, rng.sample(wrong, 3), rng)
 
 
 def lesson_key(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..retrieval import Question
 from .answers import read_answer, same_answer, strip_thinking
-from .engines import Reply, Request, Sampling
+from .engines import Reply, Request, Sampling, Usage
 from .prompt import fill_prompt
 from .reason import Answer, build_messages, derive_seed
 
@@ -36,6 +36,8 @@ class Verdict:
     """Experts whose reply holds no answer that could be read."""
     missing: Mapping[str, str] = field(default_factory=dict[str, str])
     """Experts that failed, with the reason."""
+    usage: Usage = field(default_factory=Usage)
+    """Tokens of the aggregating model."""
     text: str = ""
     """The aggregating model's reply, if one was asked: untrusted text."""
     note: str = ""
@@ -57,6 +59,8 @@ class Verdict:
             "dissent": {answer: list(who) for answer, who in self.dissent.items()},
             "unread": list(self.unread),
             "missing": dict(self.missing),
+            "prompt_tokens": self.usage.prompt_tokens,
+            "completion_tokens": self.usage.completion_tokens,
             "text": self.text,
             "note": self.note,
         }
@@ -117,16 +121,24 @@ def build_aggregation(
     return Request(
         id=f"{question.id}#0",
         messages=({"role": "user", "content": content},),
-        sampling=sampling,
+        sampling=replace(sampling, seed=derive_seed(seed, "aggregation", question.id)),
         question_id=question.id,
     )
 
 
-def read_aggregation(reply: Reply, question: Question, voted: Verdict) -> Verdict:
-    """The verdict of a model that read the drafts; the vote where it failed or cannot be read."""
+def read_aggregation(
+    reply: Reply, question: Question, voted: Verdict, aggregator: str = "the aggregator"
+) -> Verdict:
+    """The verdict of a model that read the drafts; the vote where it failed or cannot be read.
+
+    A failure is reported among the missing, so that a resumed run asks the model again.
+    """
     answer = None
+    voted = replace(voted, usage=reply.usage)
     if reply.failure is None:
         answer = read_answer(strip_thinking(reply.text), question)
+    else:
+        voted = replace(voted, missing={**voted.missing, aggregator: reply.failure.message})
     if answer is None:
         why = "its reply holds no answer" if reply.failure is None else reply.failure.message
         return replace(

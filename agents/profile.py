@@ -110,7 +110,7 @@ class Profile:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        part.write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n")
+        part.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
         os.replace(part, path)
 
     def to_json(self) -> dict[str, Any]:
@@ -167,6 +167,7 @@ async def build_profile(
     *,
     experts: Sequence[str] | None = None,
     seed: int = 0,
+    known: Profile | None = None,
     on_answer: Callable[[Answer], None] | None = None,
 ) -> Profile:
     """Run experts over the reference set and count (symbolic-moe.md §1.4).
@@ -179,6 +180,7 @@ async def build_profile(
         skills: Reference id to its skills, from the extractor that will also see the questions.
         experts: Aliases; all by default.
         seed: Of the samples.
+        known: An earlier profile: what an expert took then stands where nothing is asked now.
         on_answer: Called with every answer.
 
     Raises:
@@ -193,12 +195,19 @@ async def build_profile(
     answers = await asyncio.gather(
         *(_answer_all(pool, alias, references, seed, on_answer) for alias in aliases)
     )
+    timed = {} if known is None else known.experts
     return Profile(
         references=fingerprint(references),
         prompts=reason_prompt_hash(),
         seed=seed,
         experts={
-            alias: tally_answers(given, references, skills, identity, seconds)
+            alias: tally_answers(
+                given,
+                references,
+                skills,
+                identity,
+                timed[alias].seconds_per_call if seconds is None and alias in timed else seconds,
+            )
             for alias, (given, identity, seconds) in zip(aliases, answers, strict=True)
         },
     )
@@ -209,7 +218,7 @@ def tally_answers(
     references: Iterable[Question],
     skills: Mapping[str, Sequence[str]],
     identity: str,
-    seconds: float = 0.0,
+    seconds_per_call: float | None = None,
 ) -> ExpertProfile:
     """Count one expert's answers. An unreadable answer is wrong; a failed request does not count."""
     questions = {question.id: question for question in references}
@@ -233,7 +242,7 @@ def tally_answers(
         overall=overall,
         failed=failed,
         tokens_per_call=tokens / max(1, calls),
-        seconds_per_call=seconds / max(1, calls),
+        seconds_per_call=seconds_per_call or 0.0,
     )
 
 
@@ -243,13 +252,17 @@ async def _answer_all(
     references: Sequence[Question],
     seed: int,
     on_answer: Callable[[Answer], None] | None,
-) -> tuple[list[Answer], str, float]:
+) -> tuple[list[Answer], str, float | None]:
+    """Answers, identity, and wall seconds per call of what was asked now (None if nothing was)."""
     spec = pool.catalog[alias]
     identity = await asyncio.to_thread(pool.identity, alias)
     requests = build_requests(
         references, sampling=spec.sampling.to_sampling(), style=spec.style, seed=seed
     )
+    account = pool.ledger.account(alias, "profile")
+    calls, seconds = account.calls, account.seconds
     replies = await pool.generate(alias, requests, stage="profile")
+    asked = account.calls - calls
     answers = [
         read_reply(reply, question, alias)
         for reply, question in zip(replies, references, strict=True)
@@ -257,7 +270,7 @@ async def _answer_all(
     if on_answer is not None:
         for answer in answers:
             on_answer(answer)
-    return answers, identity, pool.ledger.account(alias, "profile").seconds
+    return answers, identity, (account.seconds - seconds) / asked if asked else None
 
 
 def _read_expert(row: Mapping[str, Any]) -> ExpertProfile:

@@ -134,7 +134,9 @@ def read_reply(reply: Reply, question: Question, expert: str) -> Answer:
 
 def derive_seed(seed: int, *parts: str | int) -> int:
     """A 31-bit seed from a run's seed and what it is for; unlike `hash`, the same in every process."""
-    digest = hashlib.sha256("\0".join(map(str, (seed, *parts))).encode()).digest()
+    digest = hashlib.sha256(
+        "\0".join(map(str, (seed, *parts))).encode("utf-8", "surrogatepass")
+    ).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
 

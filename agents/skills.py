@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
@@ -79,8 +80,9 @@ class EmbeddingSkills:
 
     async def extract(self, questions: Sequence[Question]) -> dict[str, tuple[str, ...]]:
         """Skills by question id. See the class."""
-        if not questions:
-            return {}
+        return await asyncio.to_thread(self._extract, questions) if questions else {}
+
+    def _extract(self, questions: Sequence[Question]) -> dict[str, tuple[str, ...]]:
         skills_SD = self._embed_skills()
         questions_QD = encode_texts(self._encoder, [embedding_text(q) for q in questions])
         # Rounded: the same product comes out a little different in another batch.
@@ -146,7 +148,7 @@ class KeywordSkills:
     ) -> None:
         self._reference = reference
         self._ask = ask
-        self._samples = samples
+        self.samples = samples
         self._temperature = temperature
         self._keep_count = keep_count
         self._max_chars = max_chars
@@ -154,14 +156,21 @@ class KeywordSkills:
         self._seed = seed
 
     async def extract(self, questions: Sequence[Question]) -> dict[str, tuple[str, ...]]:
-        """Skills by question id; a failed sample counts as one that names nothing."""
-        requests = [self._request(q, s) for q in questions for s in range(self._samples)]
+        """Skills by question id; a failed sample counts as one that names nothing.
+
+        Raises:
+            InputError: every sample failed, so that nothing can be told about any question.
+        """
+        requests = [self._request(q, s) for q in questions for s in range(self.samples)]
         replies = await self._ask(requests)
         named: dict[str, list[list[str]]] = {question.id: [] for question in questions}
         for request, reply in zip(requests, replies, strict=True):
             if reply.failure is None:
                 keywords = parse_keywords(reply.text, reference=self._reference)
                 named[request.question_id or ""].append(keywords)
+        if replies and all(reply.failure is not None for reply in replies):
+            why = next(reply.failure.message for reply in replies if reply.failure is not None)
+            raise InputError(f"no skills can be told, every request for keywords failed: {why}")
         return {qid: self._keep(lists) for qid, lists in named.items()}
 
     def _keep(self, lists: list[list[str]]) -> tuple[str, ...]:

@@ -116,6 +116,8 @@ def solve(
     with _resumable(out), _watching(quiet=as_json) as progress:
         result = solve_into(out, asked, catalog, settings, progress.show)
     _report(result, out, as_json)
+    if (why := progress.failures.get("answer store")) is not None:
+        _stderr().print(f"[red]not every reply was kept:[/red] {clean_text(why)}", soft_wrap=True)
 
 
 @app.command()
@@ -161,7 +163,11 @@ def profile(
     if as_json:
         _print_json({**made.to_json(), "ledger": ledger})
     else:
-        _show(tabulate_profile(made), tabulate_costs(ledger), f"The profile is in {out}.")
+        _show(
+            tabulate_profile(made),
+            tabulate_costs(ledger),
+            f"The profile is in {clean_text(str(out))}.",
+        )
     _fail_for(progress)
 
 
@@ -257,7 +263,8 @@ def _report(result: Result, out: Path, as_json: bool) -> None:
         _print_json({"answers": result.to_rows(), "ledger": result.ledger})
     else:
         accuracy = [tabulate_experts(result)] if result.score is not None else []
-        kept = f"Answers are in {out / 'answers.jsonl'}, costs in {out / 'ledger.json'}."
+        where = clean_text(str(out))
+        kept = f"Answers are in {where}/answers.jsonl, costs in {where}/ledger.json."
         _show(tabulate_answers(result), *accuracy, tabulate_costs(result.ledger), kept)
     _tell_failures(result)
 
@@ -290,7 +297,7 @@ def _resumable(out: Path) -> Generator[None]:
         yield
     except KeyboardInterrupt:
         _stderr().print(
-            f"\n[yellow]interrupted:[/yellow] every finished answer is kept in {out}; "
+            f"\n[yellow]interrupted:[/yellow] every finished answer is kept in {clean_text(str(out))}; "
             "run the same command to go on",
             soft_wrap=True,
         )
@@ -310,16 +317,16 @@ def _show(*parts: Any) -> None:
 
 
 def _print_json(content: Any) -> None:
-    typer.echo(json.dumps(content, ensure_ascii=False))
+    typer.echo(json.dumps(content))  # ASCII: what models write cannot command a terminal
 
 
 def _stdout() -> Console:
     # In a pipe there is no width to ask for; a fixed one keeps tables readable.
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(width=None if sys.stdout.isatty() else 120, emoji=False)
 
 
 def _stderr() -> Console:
-    return Console(stderr=True)
+    return Console(stderr=True, emoji=False)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from ..retrieval import InputError, Question, read_questions
 from .overviews import tabulate_plan, tabulate_profile
 from .progress import PoolProgress
 from .session import PanelSettings, plan_run, profile_experts, solve_into
-from .tables import tabulate_answers, tabulate_costs
+from .tables import clean_text, tabulate_answers, tabulate_costs
 
 __all__ = ["run_demo"]
 
@@ -86,10 +86,11 @@ def run_demo(
     console.print(
         f"Profiling took {profiling['calls']} calls and {profiling['completion_tokens']:,} generated "
         f"tokens, solving {result.ledger['calls']} and {result.ledger['completion_tokens']:,}. "
-        f"This took {seconds / 60:.1f} minutes in all. Everything is kept in {out}."
+        f"This took {seconds / 60:.1f} minutes in all. Everything is kept in {clean_text(str(out))}."
     )
     for weights, why in progress.failures.items():
-        console.print(f"[red]{weights} failed:[/red] {why}", soft_wrap=True)
+        told = f"[red]{clean_text(weights)} failed:[/red] {clean_text(why, 1000)}"
+        console.print(told, soft_wrap=True)
 
 
 def _show_pool(catalog: Catalog, console: Console) -> None:

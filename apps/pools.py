@@ -8,12 +8,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from ..agents import Catalog
 from ..agents.engines import EngineError
 from ..agents.pool import Group, group_experts
-from ..agents.pool.assembly import build_engine, prepare
+from ..agents.pool.assembly import build_engine, on_cuda, prepare
+from ..agents.pool.residency import usable_memory
 from ..retrieval import InputError
 
 __all__ = ["PoolCheck", "check_pool", "find_pool"]
@@ -54,7 +53,7 @@ def _check_group(group: Group, catalog: Catalog) -> PoolCheck:
         prepared = prepare(group, catalog)
         memory = prepared.memory_bytes
         if group.local:
-            problem = _lacks_memory(catalog, memory)
+            problem = "" if on_cuda() else _lacks_memory(catalog, memory)
         else:
             asyncio.run(_reach(prepared, catalog))
     except InputError as error:
@@ -79,9 +78,7 @@ async def _reach(prepared: Any, catalog: Catalog) -> None:
 
 
 def _lacks_memory(catalog: Catalog, memory: int) -> str:
-    limit = psutil.virtual_memory().available
-    if catalog.file.memory_gib is not None:
-        limit = min(limit, round(catalog.file.memory_gib * 2**30))
+    limit = usable_memory(catalog)
     if memory <= limit:
         return ""
     return f"needs about {memory / 2**30:.1f} GiB, {limit / 2**30:.1f} GiB may be used"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..agents import Catalog, LoadPlan, Policy, Pool, PoolEvent, Profile, recruit
+from ..agents import Catalog, KeywordSkills, LoadPlan, Policy, Pool, PoolEvent, Profile, recruit
 from ..graph import (
     ProfileFolder,
     Resources,
@@ -55,13 +55,17 @@ class PanelSettings:
             seed=self.seed,
         )
 
-    def to_json(self, catalog: Catalog) -> dict[str, Any]:
-        """Everything on which the answers depend, as a run folder remembers it."""
-        profile = Profile.load(self.profile).to_json() if self.profile else None
+    def to_json(self, pool: Pool) -> dict[str, Any]:
+        """Everything on which the answers depend, as a run folder remembers it.
+
+        Not what only decides how they are computed (memory) or how long that took (a profile's times).
+        """
+        file = pool.catalog.file
+        asked = {alias: pool.identity(alias) for alias in pool.catalog}
         return {
-            "pool": _hash(catalog.file.model_dump(mode="json")),
+            "pool": _hash([asked, file.aggregator, file.skills, file.keywords_by]),
             "k": self.k,
-            "profile": None if profile is None else _hash(profile),
+            "profile": None if self.profile is None else _hash(_counts(Profile.load(self.profile))),
             "policy": self.policy,
             "aggregator": self.aggregator,
             "samples": self.samples,
@@ -117,7 +121,7 @@ def solve_into(
     pool = Pool(catalog, store=folder.store, on_event=watch)
     pool.check()
     resources = settings.resources(pool)
-    folder.claim(questions, settings.to_json(catalog))
+    folder.claim(questions, settings.to_json(pool))
     pool.ledger = folder.read_ledger()
     solutions = folder.finished(questions)
     done = {solution.question.id for solution in solutions}
@@ -126,6 +130,7 @@ def solve_into(
     async def work() -> None:
         async for finished in solve_many(rest, resources, window=window):
             folder.append(finished)
+            folder.write_ledger(pool.ledger)
             solutions.extend(finished)
 
     try:
@@ -153,8 +158,8 @@ def profile_experts(
 
 
 def plan_run(questions: Sequence[Question], catalog: Catalog, settings: PanelSettings) -> LoadPlan:
-    """What answering these questions would load and ask. No model is loaded for it, so where a model
-    would have to name the skills, the plan is made without them.
+    """What answering these questions would load and ask, at most. No model is loaded for it, so where
+    a model would have to name the skills, the plan is made without them.
 
     Raises:
         InputError: as `make_resources`.
@@ -175,6 +180,11 @@ def plan_run(questions: Sequence[Question], catalog: Catalog, settings: PanelSet
     calls = Counter(r.expert for recruits in chosen.values() for r in recruits)
     per_expert = {alias: number * resources.samples for alias, number in calls.items()}
     last = () if resources.aggregator is None else (resources.aggregator,)
+    for alias in last:  # at most: it is asked only where the panel disagrees
+        per_expert[alias] = per_expert.get(alias, 0) + len(questions)
+    if isinstance(resources.extractor, KeywordSkills) and catalog.file.keywords_by is not None:
+        asked = len(questions) * resources.extractor.samples
+        per_expert[catalog.file.keywords_by] = per_expert.get(catalog.file.keywords_by, 0) + asked
     known = resources.profile.experts if resources.profile is not None else {}
     return pool.plan(
         per_expert,
@@ -182,6 +192,13 @@ def plan_run(questions: Sequence[Question], catalog: Catalog, settings: PanelSet
         tokens_per_call={alias: expert.tokens_per_call for alias, expert in known.items()},
         seconds_per_call={alias: expert.seconds_per_call for alias, expert in known.items()},
     )
+
+
+def _counts(profile: Profile) -> dict[str, Any]:
+    content = profile.to_json()
+    for row in content["experts"].values():
+        del row["seconds_per_call"], row["tokens_per_call"]
+    return content
 
 
 def _hash(content: Any) -> str:

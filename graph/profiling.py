@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -45,25 +46,35 @@ class ProfileFolder:
         Raises:
             InputError: as `build_profile`; or the folder holds a profile of other references.
         """
-        known = self.path / "references.jsonl"
-        if known.exists() and {q.id: q for q in read_questions(known)} != {
-            q.id: q for q in references
-        }:
-            raise InputError(
-                f"{self.path} holds a profile of other references; choose a new folder for --out"
-            )
-        self.path.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(q.to_json(), ensure_ascii=False) for q in references)
-        known.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        self._claim(references)
         extractor = choose_extractor(pool, references)
         skills: Mapping[str, Sequence[str]] = (
             await extractor.extract(references)
             if extractor is not None
             else {q.id: q.skills for q in references}
         )
-        profile = await build_profile(pool, references, skills, seed=seed, on_answer=on_answer)
+        known = Profile.load(self.path) if (self.path / "profile.json").exists() else None
+        profile = await build_profile(
+            pool, references, skills, seed=seed, known=known, on_answer=on_answer
+        )
         profile.save(self.path / "profile.json")
         return profile
+
+    def _claim(self, references: Sequence[Question]) -> None:
+        """Write the references down; a profile may grow by new ones, but not forget or change any."""
+        path = self.path / "references.jsonl"
+        known = {q.id: q for q in read_questions(path)} if path.exists() else {}
+        given = {question.id: question for question in references}
+        if any(given.get(qid) != question for qid, question in known.items()):
+            raise InputError(
+                f"{self.path} holds a profile of other references; choose a new folder for --out"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(
+            "".join(json.dumps(q.to_json()) + "\n" for q in references), encoding="utf-8"
+        )
+        os.replace(part, path)
 
     def references(self) -> list[Question]:
         """The labelled questions that the profile rests on.

@@ -131,7 +131,7 @@ class Result(Sequence[Solution]):
 
     def save(self, path: str | Path) -> None:
         """Write one JSON object a line."""
-        lines = (json.dumps(row, ensure_ascii=False) for row in self.to_rows())
+        lines = (json.dumps(row) for row in self.to_rows())
         Path(path).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def __repr__(self) -> str:

@@ -46,7 +46,7 @@ class RunFolder:
         ours = {"format": FORMAT, "questions": fingerprint(questions), "settings": dict(settings)}
         manifest = self.path / "run.json"
         if not manifest.exists():
-            if self.path.is_dir() and any(self.path.iterdir()):
+            if self.path.is_dir() and any(p.suffix != ".part" for p in self.path.iterdir()):
                 raise InputError(
                     f"{self.path} is not empty and holds no run; choose a new folder for --out"
                 )
@@ -73,13 +73,13 @@ class RunFolder:
             return []
         by_id = {question.id: question for question in questions}
         rows: dict[str, dict[str, Any]] = {}
-        for line in self.answers.read_text(encoding="utf-8").split("\n"):
+        for line in self.answers.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+                if row["id"] in by_id and isinstance(row["missing"], dict):
+                    rows[row["id"]] = row
+            except (ValueError, LookupError, TypeError):
                 continue  # the line during which an earlier run was interrupted
-            if row["id"] in by_id:
-                rows[row["id"]] = row
         return [
             Solution(question=by_id[qid], row=row)
             for qid, row in rows.items()
@@ -88,12 +88,13 @@ class RunFolder:
 
     def append(self, solutions: Sequence[Solution]) -> None:
         """Keep solutions at once, after whatever is there."""
-        with self.answers.open("a", encoding="utf-8") as file:
-            # A line that an earlier run left unfinished must not swallow the next one.
-            if file.tell() and not self.answers.read_bytes().endswith(b"\n"):
-                file.write("\n")
+        with self.answers.open("ab") as file:
+            # A line that an earlier run left unfinished must not swallow the next one; empty lines
+            # are skipped by whoever reads.
+            file.write(b"\n" if file.tell() else b"")
             for solution in solutions:
-                file.write(json.dumps(solution.row, ensure_ascii=False) + "\n")
+                # Escaped to ASCII: models also write what UTF-8 cannot (lone surrogates).
+                file.write(json.dumps(solution.row).encode("ascii") + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -110,7 +111,7 @@ class RunFolder:
         """Put the answers into the questions' order, one line each, and give them back."""
         rows = {solution.question.id: solution for solution in solutions}
         ordered = [rows[question.id] for question in questions if question.id in rows]
-        lines = (json.dumps(solution.row, ensure_ascii=False) for solution in ordered)
+        lines = (json.dumps(solution.row) for solution in ordered)
         _write(self.answers, "".join(f"{line}\n" for line in lines))
         return Result(ordered, self.read_ledger().to_json())
 

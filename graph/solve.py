@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
-import threading
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -79,7 +81,9 @@ async def asolve(
     """
     batch = as_questions(questions)
     async with _opened(pool) as ready:
-        resources = make_resources(
+        before = copy.deepcopy(ready.ledger)
+        resources = await asyncio.to_thread(
+            make_resources,
             ready,
             k=k,
             profile=profile,
@@ -91,7 +95,7 @@ async def asolve(
             seed=seed,
         )
         rows = await run_batch(batch, resources)
-        return Result(rows, ready.ledger.to_json())
+        return Result(rows, ready.ledger.since(before).to_json())
 
 
 async def solve_many(
@@ -128,6 +132,7 @@ def make_resources(
     aggregator: str | None = None,
     experts: Sequence[str] = (),
     extractor: SkillExtractor | None = None,
+    samples: int = 1,
     seed: int = 0,
     **settings: Any,
 ) -> Resources:
@@ -136,7 +141,9 @@ def make_resources(
     Raises:
         InputError: as `asolve`.
     """
-    aliases = tuple(experts) or tuple(pool.catalog)
+    aliases = tuple(dict.fromkeys(experts)) or tuple(pool.catalog)
+    if samples < 1:
+        raise InputError(f"samples is {samples}; every expert answers at least once")
     for alias in (*aliases, *([aggregator] if aggregator else [])):
         _ = pool.catalog[alias]
     k = min(3, len(aliases)) if k is None else k
@@ -158,6 +165,7 @@ def make_resources(
         experts=aliases,
         extractor=extractor or choose_extractor(pool, references, seed=seed),
         aggregator=aggregator or pool.catalog.file.aggregator,
+        samples=samples,
         seed=seed,
         **settings,
     )
@@ -188,7 +196,7 @@ def as_questions(questions: Questions) -> list[Question]:
         raise InputError("there are no questions to answer")
     ids = [question.id for question in batch]
     if len(set(ids)) != len(ids):
-        twice = next(qid for qid in ids if ids.count(qid) > 1)
+        twice = Counter(ids).most_common(1)[0][0]
         raise InputError(f'two questions have the id "{twice}"; ids must differ')
     return batch
 
@@ -230,8 +238,8 @@ def _make_row(question: Question, state: Mapping[str, Any]) -> dict[str, Any]:
         "note": verdict["note"],
         "aggregation": verdict["text"],
         "usage": {
-            "prompt_tokens": sum(row["prompt_tokens"] for row in experts),
-            "completion_tokens": sum(row["completion_tokens"] for row in experts),
+            name: sum(row[name] for row in (*experts, verdict))
+            for name in ("prompt_tokens", "completion_tokens")
         },
     }
 
@@ -242,17 +250,22 @@ def _run(work: Any) -> Any:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work)
-    outcome: list[Any] = []
+    started: Future[asyncio.AbstractEventLoop] = Future()
 
-    def target() -> None:
+    async def told() -> Any:
+        started.set_result(asyncio.get_running_loop())
+        return await work
+
+    with ThreadPoolExecutor(1, "expertmix-solve") as thread:
+        outcome = thread.submit(asyncio.run, told())
         try:
-            outcome.append(asyncio.run(work))
-        except BaseException as error:
-            outcome.append(error)
+            return outcome.result()
+        except KeyboardInterrupt:  # only the thread's loop can stop what it runs
+            loop = started.result()
+            loop.call_soon_threadsafe(_cancel_all, loop)
+            raise
 
-    thread = threading.Thread(target=target, name="expertmix-solve")
-    thread.start()
-    thread.join()
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
+
+def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    for task in asyncio.all_tasks(loop):
+        task.cancel()

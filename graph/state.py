@@ -16,6 +16,7 @@ from ..agents import AnswerStyle, Policy, Pool, Profile, SkillExtractor
 from ..retrieval import Question
 
 __all__ = [
+    "FORGET",
     "Answered",
     "Asked",
     "ExpertBatch",
@@ -25,11 +26,14 @@ __all__ = [
     "Recruited",
     "Resources",
     "Skilled",
+    "Started",
     "merge_answers",
     "read_questions_of",
 ]
 
 Json = dict[str, Any]
+FORGET = ""
+"""No expert's name: an update of the answers with this key begins anew."""
 
 
 def merge_answers(old: Mapping[str, Json], new: Mapping[str, Json]) -> dict[str, Json]:
@@ -38,8 +42,9 @@ def merge_answers(old: Mapping[str, Json], new: Mapping[str, Json]) -> dict[str,
     So a node that is retried or resumed cannot make an answer count twice, and the result does not
     depend on who finishes first. Costs O(experts), not O(answers), when experts differ.
     """
-    merged = dict(old)
-    for expert, answers in new.items():
+    merged = {} if FORGET in new else dict(old)
+    for expert in new.keys() - {FORGET}:
+        answers = new[expert]
         merged[expert] = {**merged[expert], **answers} if expert in merged else answers
     return merged
 
@@ -54,6 +59,12 @@ class Skilled(TypedDict):
     """Skills by question id; an empty list where none could be told."""
 
     skills: dict[str, list[str]]
+
+
+class Started(Skilled):
+    """Skills, and no answers yet."""
+
+    answers: Annotated[dict[str, Json], merge_answers]
 
 
 class Recruited(TypedDict):

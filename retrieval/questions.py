@@ -112,6 +112,8 @@ def fingerprint(questions: Iterable[Question]) -> str:
 def _jsonl_rows(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
@@ -121,7 +123,7 @@ def _jsonl_rows(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: not JSON ({error})") from None
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number}: a JSON object is expected, got {line[:40]!r}")

@@ -62,7 +62,13 @@ def prepare(group: Group, catalog: Catalog) -> Prepared:
             return Prepared(
                 group=group,
                 identity=_hash(
-                    spec.engine, weights.key, weights.revision, spec.dtype, template, adapters
+                    spec.engine,
+                    weights.key,
+                    weights.revision,
+                    spec.dtype,
+                    template,
+                    adapters,
+                    _context(group),
                 ),
                 memory_bytes=_need(group, weights),
                 weights=weights,

@@ -40,7 +40,9 @@ class Catalog(Mapping[str, ExpertSpec]):
             )
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             sentence = " ".join(str(error).split())
             raise InputError(f"{path} is not YAML: {sentence}") from None
         return cls.from_dict(content, base=path.parent, source=str(path))

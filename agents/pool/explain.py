@@ -42,8 +42,10 @@ def _name_place(location: tuple[int | str, ...], content: dict[str, Any]) -> str
         and not (at > 2 and location[at - 1] == "weights" and part in WEIGHTS)
     ]
     if len(parts) >= 2 and parts[0] == "experts" and isinstance(parts[1], int):
-        experts = cast("list[dict[str, Any]]", content.get("experts"))
-        alias = experts[parts[1]].get("alias", f"number {parts[1] + 1}")
+        experts = cast("list[object]", content.get("experts"))
+        entry = experts[parts[1]]
+        keys = cast("dict[str, Any]", entry) if isinstance(entry, dict) else {}
+        alias = keys.get("alias", f"number {parts[1] + 1}")
         parts = [f'expert "{alias}"', *parts[2:]]
     return ", ".join(map(str, parts)) or "top level"
 

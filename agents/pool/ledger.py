@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..engines import Reply, Usage
@@ -23,7 +23,7 @@ class Account:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
-    """Wall seconds in which the engine was busy with this account."""
+    """Wall seconds of its batches; batches that run at the same time are counted each."""
 
     def to_json(self) -> dict[str, Any]:
         """The account as plain JSON values."""
@@ -66,6 +66,17 @@ class Ledger:
         account.failures += reply.failure is not None
         account.prompt_tokens += reply.usage.prompt_tokens
         account.completion_tokens += reply.usage.completion_tokens
+
+    def since(self, earlier: Ledger) -> Ledger:
+        """What was added after `earlier`, a copy of this ledger."""
+        later = Ledger(loads=self.loads[len(earlier.loads) :])
+        for key, account in self.accounts.items():
+            before = earlier.accounts.get(key, Account())
+            names = [field.name for field in fields(Account)]
+            later.accounts[key] = Account(
+                **{name: getattr(account, name) - getattr(before, name) for name in names}
+            )
+        return later
 
     @property
     def calls(self) -> int:

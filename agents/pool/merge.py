@@ -31,6 +31,9 @@ def merge(base: Path, adapter: Path, folder: Path) -> None:
 
     scale = _read_scale(adapter / "adapter_config.json")
     lora: dict[str, Any] = load_file(adapter / "adapter_model.safetensors")
+    strange = [name for name in lora if ".lora_A." not in name and ".lora_B." not in name]
+    if strange:
+        raise ValueError(f"only plain LoRA can be merged, this has {strange[0]}")
     pairs = {
         name.removeprefix(PREFIX).replace(".lora_A.weight", ".weight"): (
             lora[name],
@@ -68,7 +71,14 @@ def _read_scale(path: Path) -> float:
     config = json.loads(path.read_text(encoding="utf-8"))
     beyond = [
         key
-        for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
+        for key in (
+            "use_dora",
+            "fan_in_fan_out",
+            "rank_pattern",
+            "alpha_pattern",
+            "modules_to_save",
+            "lora_bias",
+        )
         if config.get(key)
     ]
     if config.get("bias", "none") != "none" or beyond:

@@ -177,7 +177,9 @@ def _identify(spec: ExpertSpec, catalog: Catalog) -> str:
             )
             parts["root"] = str(catalog.root)
         case OpenAIExpert():
-            parts = spec.model_dump(mode="json", include={"engine", "address", "model"})
+            parts = spec.model_dump(
+                mode="json", include={"engine", "address", "model", "api_key_env"}
+            )
         case ChatModelExpert():
             parts = spec.model_dump(mode="json", include={"engine", "model"})
         case ReplayExpert():

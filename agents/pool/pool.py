@@ -100,6 +100,8 @@ class Pool:
             InputError: there is no such expert.
         """
         spec = self.catalog[alias]
+        if len({request.id for request in requests}) != len(requests):
+            raise ValueError("two requests of one call have the same id")
         asked = [self._dress(request, alias) for request in requests]
         caller = asyncio.get_running_loop()
 
@@ -149,7 +151,9 @@ class Pool:
     ) -> LoadPlan:
         """What these calls would load, in which order; nothing is loaded. See `make_plan`."""
         used = group_experts(self.catalog, [alias for alias, number in calls.items() if number])
-        memory = {group.key: self._residency.prepare(group).memory_bytes for group in used}
+        # The whole group is prepared, not only who is used: its engine has to serve everyone.
+        whole = {group.key: self._groups[group.aliases[0]] for group in used}
+        memory = {key: self._residency.prepare(group).memory_bytes for key, group in whole.items()}
         return make_plan(
             self.catalog,
             calls,
@@ -209,13 +213,15 @@ class Pool:
         """Unload everything and end the thread. Safe to call twice; the pool can be opened again."""
         if self._loop is None or self._thread is None:
             return
-        asyncio.run_coroutine_threadsafe(self._residency.close(), self._loop).result()
-        if self.store is not None:
-            self.store.close()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        self._loop = self._thread = None
+        try:
+            asyncio.run_coroutine_threadsafe(self._wind_up(), self._loop).result()
+        finally:
+            if self.store is not None:
+                self.store.close()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+            self._loop = self._thread = None
 
     def __enter__(self) -> Pool:
         return self.open()
@@ -228,6 +234,16 @@ class Pool:
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.close)
+
+    async def _wind_up(self) -> None:
+        """Close what is loaded, then let every caller have its answer before the loop ends."""
+        await self._residency.close()
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        if rest:
+            _, late = await asyncio.wait(rest, timeout=5)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     async def _serve(
         self, alias: str, requests: list[Request], stage: str, deliver: Callable[[Reply], None]
@@ -271,6 +287,7 @@ class Pool:
             self.store.keep(identity, request, reply)
         except InputError as error:
             # A full disk must not cost the answers that are still to come: go on without the store.
+            self.store.close()
             self.store = None
             self._tell(PoolEvent(kind="failed", weights="answer store", message=str(error)))
 

@@ -9,24 +9,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from ...retrieval import InputError
-from ..engines import Chunk, Engine, EngineError, Failure, Reply, Request
+from ..engines import Chunk, Engine, EngineError, Failure, Load, Reply, Request
 from .assembly import Prepared, build_engine, on_cuda, prepare
 from .catalog import Catalog
 from .events import PoolEvent
 from .ledger import LoadRecord
 from .plan import Group
+from .specs import VllmExpert
 
 if TYPE_CHECKING:
     from ..engines.launcher import Launcher
 
-__all__ = ["Job", "Residency"]
+__all__ = ["Job", "Residency", "usable_memory"]
 
+CLOSED = Failure(kind="engine", message="the pool was closed", retryable=True)
 FREE_MEMORY_SHARE = 0.9  # the rest is for the operating system and for estimates that fall short
 
 
@@ -92,7 +94,12 @@ class Residency:
             InputError: as `assembly.prepare`.
         """
         if group.key not in self._prepared:
-            self._prepared[group.key] = prepare(group, self._catalog)
+            prepared = prepare(group, self._catalog)
+            engine = (self._given or {}).get(group.aliases[0])
+            if engine is not None:  # all that we can know of a given engine is what it is called
+                name = f"{prepared.identity}:{type(engine).__qualname__}:{engine.name}"
+                prepared = replace(prepared, identity=name)
+            self._prepared[group.key] = prepared
         return self._prepared[group.key]
 
     async def run(self, job: Job) -> list[Reply]:
@@ -114,20 +121,26 @@ class Residency:
             raise
 
     async def close(self) -> None:
-        """Stop everything, whatever is still running."""
-        if self._turns is not None:
-            self._turns.cancel()
-            await asyncio.gather(self._turns, return_exceptions=True)
+        """Stop everything, whatever is still running; who waits gets a failure."""
+        started: list[asyncio.Task[Any]] = [
+            *self._starting.values(),
+            *([self._turns] if self._turns else []),
+        ]
+        for task in started:
+            task.cancel()
+        await asyncio.gather(*started, return_exceptions=True)
         for job in self._waiting:
-            job.done.cancel()
-        self._waiting.clear()
-        for key in list(self._engines):
-            await self._unload(key)
+            if not job.done.done():
+                job.done.set_result(_refuse(job, CLOSED))
+        await asyncio.gather(*map(self._unload, list(self._engines)), return_exceptions=True)
         if self._launcher is not None:
             await self._launcher.close()
-            self._launcher = None
+        # As new, so that the pool can be opened again in another event loop.
+        self._waiting.clear()
+        self._starting.clear()
         self._broken.clear()
-        self._turns = None
+        self._arrival = asyncio.Event()
+        self._launcher = self._turns = None
 
     async def _take_turns(self) -> None:
         while self._waiting:
@@ -178,7 +191,8 @@ class Residency:
         try:
             replies = await work
         except asyncio.CancelledError:
-            job.done.cancel()
+            if not job.done.done():
+                job.done.set_result(_refuse(job, CLOSED))
         except Exception as error:
             if not job.done.done():
                 job.done.set_exception(error)
@@ -195,7 +209,8 @@ class Residency:
                 replies = await _stream(engine, job.requests[0], job.on_chunk)
         finally:
             job.ended = time.perf_counter()
-        if any(reply.failure and reply.failure.kind == "engine" for reply in replies):
+        # A local engine that fails like this is dead; a remote one has nothing to start anew.
+        if job.group.local and any(r.failure and r.failure.kind == "engine" for r in replies):
             await self._unload(job.group.key)
         return replies
 
@@ -227,14 +242,17 @@ class Residency:
             if group.local:
                 await self._make_room(prepared)
             engine = build_engine(prepared, self._catalog, self._launch_with(), self._given)
-            load = await engine.start()
+            load = await _start_or_close(engine)
         except (EngineError, InputError) as error:
             failure = (
                 error.failure
                 if isinstance(error, EngineError)
                 else Failure(kind="load", message=str(error))
             )
-            self._broken[group.key] = failure
+            if isinstance(error, _NoRoom) or failure.kind != "load" or failure.retryable:
+                self._broken.pop(group.key, None)  # may go better the next time
+            else:
+                self._broken[group.key] = failure
             self._tell(PoolEvent(kind="failed", weights=group.name, message=failure.message))
             raise EngineError(failure) from None
         self._engines[group.key] = engine
@@ -260,9 +278,11 @@ class Residency:
         most = self._catalog.file.max_resident or (1 if on_cuda() else None)
         while most is not None and len(self._memory) >= most:
             await self._unload(next(iter(self._memory_in_use_order())))
+        if on_cuda() and isinstance(prepared.group.specs[0], VllmExpert):
+            return  # vLLM looks at the GPU's memory itself and says what is wrong
         while (available := self._available()) < prepared.memory_bytes:
             if not self._memory:
-                raise InputError(
+                raise _NoRoom(
                     f"{prepared.group.name} needs about {prepared.memory_bytes / 2**30:.1f} GiB of "
                     f"memory, {available / 2**30:.1f} GiB may be used; choose a smaller model or "
                     "dtype, or raise memory_gib"
@@ -273,17 +293,14 @@ class Residency:
         return [key for key in self._engines if key in self._memory]
 
     def _available(self) -> int:
-        free = round(psutil.virtual_memory().available * FREE_MEMORY_SHARE)
-        if self._catalog.file.memory_gib is None:
-            return free
-        budget = round(self._catalog.file.memory_gib * 2**30) - sum(self._memory.values())
-        return min(budget, free)
+        return usable_memory(self._catalog, taken=sum(self._memory.values()))
 
     async def _unload(self, key: str) -> None:
         engine = self._engines.pop(key, None)
         self._memory.pop(key, None)
         if engine is not None:
-            await engine.close()
+            # To its end, even if whoever asked for it has gone: half an engine still holds memory.
+            await asyncio.shield(engine.close())
             self._tell(PoolEvent(kind="unloaded", weights=engine.name))
 
     def _launch_with(self) -> Launcher:
@@ -298,6 +315,26 @@ class Residency:
         popped = [job for job in self._waiting if job.group.key == group.key]
         self._waiting = [job for job in self._waiting if job.group.key != group.key]
         return popped
+
+
+def usable_memory(catalog: Catalog, *, taken: int = 0) -> int:
+    """Bytes of this machine's memory that further models may take, beside those that `taken` counts."""
+    free = round(psutil.virtual_memory().available * FREE_MEMORY_SHARE)
+    stated = catalog.file.memory_gib
+    return free if stated is None else min(free, round(stated * 2**30) - taken)
+
+
+class _NoRoom(InputError):
+    """There is not enough memory now; later there may be."""
+
+
+async def _start_or_close(engine: Engine) -> Load:
+    """Start an engine; one that fails or is cancelled on the way leaves nothing behind."""
+    try:
+        return await engine.start()
+    except BaseException:
+        await engine.close()
+        raise
 
 
 async def _stream(

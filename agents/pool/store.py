@@ -33,12 +33,15 @@ class AnswerStore:
 
     def find(self, identity: str, request: Request) -> Reply | None:
         """The stored reply to this request by these weights, under the request's own id."""
-        row = (
-            self.open()
-            .execute("SELECT reply FROM replies WHERE key = ?", (_key(identity, request),))
-            .fetchone()
-        )
-        return None if row is None else _decode(json.loads(row[0]), request.id)
+        key = _key(identity, request)
+        try:
+            row = self.open().execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+        except sqlite3.Error as error:
+            raise InputError(f"cannot read answers from {self.path}: {error}") from None
+        try:
+            return None if row is None else _decode(json.loads(row[0]), request.id)
+        except (ValueError, LookupError, TypeError):
+            return None  # a damaged row is asked again
 
     def keep(self, identity: str, request: Request, reply: Reply) -> None:
         """Store a reply at once. Storing it again changes nothing."""

@@ -101,6 +101,26 @@ def test_a_profile_says_who_is_recruited(place: Path) -> None:
     assert json.loads(again.stdout)["ledger"]["calls"] == 0
 
 
+def test_profiling_again_changes_nothing_that_a_run_depends_on(place: Path) -> None:
+    profiling = ("profile", "questions.jsonl", "--out", "profile", "--json")
+    run(*profiling, cwd=place)
+    solve_json(place, "--profile", "profile")
+    made = run(*profiling, cwd=place)
+    solved = solve_json(place, "--profile", "profile")
+    assert solved["ledger"]["calls"] == 6
+    seconds = json.loads(made.stdout)["experts"]["right"]["seconds_per_call"]
+    assert seconds > 0, "what an expert took is remembered"
+
+
+def test_what_utf8_cannot_write_does_not_lose_the_run(place: Path) -> None:
+    (place / "right.json").write_text(json.dumps({"*": "Answer: 2 \ud800"}))
+    first = solve_json(place)
+    answers = place / "run/answers.jsonl"
+    answers.write_bytes(answers.read_bytes()[:-40] + "é".encode()[:1])
+    assert [row["id"] for row in solve_json(place)["answers"]] == ["a", "b", "c"]
+    assert len(first["answers"]) == 3
+
+
 def test_a_plan_is_printed_before_anything_runs(place: Path) -> None:
     done = run("plan", "questions.jsonl", "--json", cwd=place)
     plan = json.loads(done.stdout)

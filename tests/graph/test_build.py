@@ -168,6 +168,36 @@ async def test_the_aggregating_model_is_asked_only_where_the_panel_disagrees() -
     assert pool.ledger.account("judge", "aggregate").calls == 1
 
 
+async def test_an_aggregator_that_fails_leaves_the_vote_and_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with Pool.from_engines({"a": says("A"), "b": says("B")}) as pool:
+        generate = pool.generate
+
+        async def crash(alias: str, requests: list[Request], **rest: Any) -> Any:
+            if rest["stage"] == "aggregate":
+                raise OSError("gone")
+            return await generate(alias, requests, **rest)
+
+        monkeypatch.setattr(pool, "generate", crash)
+        state = await run(pool, 1, k=2, aggregator="b")
+    verdict = state["verdicts"]["q0"]
+    assert (verdict["answer"] in "AB", verdict["method"]) == (True, "vote")
+    assert verdict["missing"] == {"b": "OSError: gone"}
+
+
+async def test_a_thread_forgets_the_answers_to_an_earlier_batch() -> None:
+    graph = build_graph().compile(checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "1"}}
+    async with Pool.from_engines({"a": says("A"), "b": says("B"), "c": says("B")}) as pool:
+        first = Resources(pool=pool, k=3)
+        await graph.ainvoke({"questions": questions(1)}, config, context=first)
+        second = Resources(pool=pool, k=1, experts=("a",))
+        state = await graph.ainvoke({"questions": questions(1)}, config, context=second)
+    assert list(state["answers"]) == ["a"]
+    assert state["verdicts"]["q0"]["votes"] == {"A": ["a"]}
+
+
 async def test_recruits_follow_the_profile() -> None:
     def expert(right: int) -> ExpertProfile:
         return ExpertProfile(

@@ -37,6 +37,8 @@ def test_a_pool_file_keeps_the_order_of_its_experts(tmp_path: Path) -> None:
     [
         ("experts: [", ["not YAML"]),
         ("- a\n- b", ['key "experts"']),
+        ("experts: [foo]", ["number 1"]),
+        ("alias: 2024-02-30", ["not YAML"]),
         ({"experts": []}, ["experts", "at least 1"]),
         ({"experts": [SMOL], "expert": 1}, ["expert", "unknown key", "experts", "memory_gib"]),
         (

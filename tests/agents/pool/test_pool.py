@@ -129,6 +129,53 @@ def test_a_pool_serves_one_event_loop_after_another() -> None:
     assert texts == ["a 1", "a 2"]
 
 
+def test_a_pool_can_be_closed_and_opened_again() -> None:
+    for faults in ({}, {"load": "no such file"}):
+        pool = Pool.from_engines({"a": engine("a", **faults)})
+        for _ in range(2):
+            with pool:
+                reply = asyncio.run(pool.generate("a", ask("1")))[0]
+                assert reply.request_id == "1#0"
+
+
+async def test_closing_while_an_engine_starts_ends_the_wait() -> None:
+    slow = ScriptedEngine("a", {"*": "x"}, load_seconds=60)
+    pool = Pool.from_engines({"a": slow}).open()
+    task = asyncio.create_task(pool.generate("a", ask("1")))
+    await asyncio.sleep(0.2)
+    await asyncio.wait_for(asyncio.to_thread(pool.close), 10)
+    done, _ = await asyncio.wait({task}, timeout=5)
+    assert done
+    assert slow.closed
+
+
+async def test_one_failing_request_of_a_remote_engine_costs_no_other() -> None:
+    one = engine("a", fail_ids={"2"})
+    async with Pool.from_engines({"a": one}) as pool:
+        first = await pool.generate("a", ask("1", "2"))
+        again = await pool.generate("a", ask("3"))
+    assert [r.failure is None for r in (*first, *again)] == [True, False, True]
+
+
+async def test_requests_of_one_call_need_ids_that_differ() -> None:
+    async with Pool.from_engines({"a": engine()}) as pool:
+        with pytest.raises(ValueError, match="same id"):
+            await pool.generate("a", ask("1", "1"))
+
+
+async def test_a_full_disk_costs_no_answers(tmp_path: Path) -> None:
+    class Full(AnswerStore):
+        def keep(self, identity: str, request: Request, reply: Reply) -> None:
+            raise InputError("disk full")
+
+    events: list[PoolEvent] = []
+    store = Full(tmp_path / "r.sqlite")
+    async with Pool.from_engines({"a": engine("a")}, store=store, on_event=events.append) as pool:
+        replies = await pool.generate("a", ask("1", "2"))
+    assert [r.text for r in replies] == ["a 1", "a 2"]
+    assert [e.message for e in events if e.kind == "failed"] == ["disk full"]
+
+
 async def test_a_closed_pool_says_so() -> None:
     pool = Pool.from_engines({"a": engine()})
     with pytest.raises(RuntimeError, match="not open"):

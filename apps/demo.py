@@ -99,6 +99,7 @@ def _show_pool(catalog: Catalog, console: Console) -> None:
         extras = [spec.style]
         extras += ["adapter"] if getattr(spec, "adapter", None) else []
         extras += ["persona"] if spec.persona else []
+        extras += ["merged adapter"] if getattr(spec, "merge", None) else []
         weights = getattr(spec, "weights", None)
         name = next(iter(weights.model_dump().values())) if weights else spec.engine
         console.print(f"  [bold]{spec.alias}[/bold]: {name} ({', '.join(extras)})")

@@ -106,19 +106,20 @@ def _load(adapter: Path) -> tuple[Any, Any]:
 
 
 def _tests(skill: str, data: Path | None, limit: int) -> dict[str, list[Question]]:
+    shipped = read_questions(HERE / "references.jsonl")
     if skill == "arithmetic":
         made_up = itertools.islice(arithmetic_lessons(1, held_out=True), limit)
-        shipped = read_questions(HERE / "references.jsonl")
         return {
             "made up, held out": [lesson.question for lesson in made_up],
             "references.jsonl": [q for q in shipped if NUMERIC & set(q.skills)],
         }
     if data is None:
         raise InputError("choices are measured on benchmarks: give their folder with --data")
-    return {
+    tests = {
         name: random.Random(0).sample(benchmark_questions(data / f"{name}.parquet"), limit)
         for name in ("arc_easy", "openbookqa")
     }
+    return tests | {"references.jsonl": [q for q in shipped if q.kind == "choice"]}
 
 
 def _report(name: str, questions: Sequence[Question], answers: Sequence[str | None]) -> None:

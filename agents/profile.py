@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,6 @@ async def build_profile(
     experts: Sequence[str] | None = None,
     seed: int = 0,
     known: Profile | None = None,
-    on_answer: Callable[[Answer], None] | None = None,
 ) -> Profile:
     """Run experts over the reference set and count (symbolic-moe.md §1.4).
 
@@ -181,7 +180,6 @@ async def build_profile(
         experts: Aliases; all by default.
         seed: Of the samples.
         known: An earlier profile: what an expert took then stands where nothing is asked now.
-        on_answer: Called with every answer.
 
     Raises:
         InputError: a reference has no gold answer, or an expert's weights are not there.
@@ -193,7 +191,7 @@ async def build_profile(
             )
     aliases = list(pool.catalog) if experts is None else list(experts)
     answers = await asyncio.gather(
-        *(_answer_all(pool, alias, references, seed, on_answer) for alias in aliases)
+        *(_answer_all(pool, alias, references, seed) for alias in aliases)
     )
     timed = {} if known is None else known.experts
     return Profile(
@@ -251,7 +249,6 @@ async def _answer_all(
     alias: str,
     references: Sequence[Question],
     seed: int,
-    on_answer: Callable[[Answer], None] | None,
 ) -> tuple[list[Answer], str, float | None]:
     """Answers, identity, and wall seconds per call of what was asked now (None if nothing was)."""
     spec = pool.catalog[alias]
@@ -267,9 +264,6 @@ async def _answer_all(
         read_reply(reply, question, alias)
         for reply, question in zip(replies, references, strict=True)
     ]
-    if on_answer is not None:
-        for answer in answers:
-            on_answer(answer)
     return answers, identity, (account.seconds - seconds) / asked if asked else None
 
 

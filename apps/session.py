@@ -17,8 +17,8 @@ from ..graph import (
     Resources,
     Result,
     RunFolder,
-    asolve,
     make_resources,
+    run_batch,
     solve_many,
 )
 from ..retrieval import Question
@@ -79,26 +79,12 @@ def answer_once(
     """Answer one question and keep nothing.
 
     Raises:
-        InputError: as `asolve`.
+        InputError: as `make_resources`.
     """
     with Pool(catalog, on_event=watch) as pool:
         pool.check()
-        resources = settings.resources(pool)
-
-        async def work() -> Result:
-            return await asolve(
-                question,
-                pool,
-                k=resources.k,
-                profile=resources.profile,
-                extractor=resources.extractor,
-                policy=resources.policy,
-                aggregator=resources.aggregator,
-                samples=resources.samples,
-                seed=resources.seed,
-            )
-
-        return asyncio.run(work())
+        rows = asyncio.run(run_batch([question], settings.resources(pool)))
+        return Result(rows, pool.ledger.to_json())
 
 
 def solve_into(

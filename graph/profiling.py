@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..agents import (
-    Answer,
     AnswerStore,
     EmbeddingSkills,
     KeywordSkills,
@@ -39,7 +38,6 @@ class ProfileFolder:
         references: Sequence[Question],
         *,
         seed: int = 0,
-        on_answer: Callable[[Answer], None] | None = None,
     ) -> Profile:
         """Profile the pool's experts over the references and write everything down.
 
@@ -54,9 +52,7 @@ class ProfileFolder:
             else {q.id: q.skills for q in references}
         )
         known = Profile.load(self.path) if (self.path / "profile.json").exists() else None
-        profile = await build_profile(
-            pool, references, skills, seed=seed, known=known, on_answer=on_answer
-        )
+        profile = await build_profile(pool, references, skills, seed=seed, known=known)
         profile.save(self.path / "profile.json")
         return profile
 

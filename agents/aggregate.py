@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..retrieval import Question
-from .answers import read_answer, same_answer, strip_thinking
-from .engines import Reply, Request, Sampling, Usage
-from .prompt import fill_prompt
-from .reason import Answer, build_messages, derive_seed
+from .answers import same_answer
+from .drafts import build_aggregation, read_aggregate
+from .engines import Reply, Usage
+from .reason import Answer
 
 __all__ = ["Verdict", "build_aggregation", "read_aggregation", "vote"]
-
-DRAFT_CHARACTERS = 2000
-_MARKERS = re.compile(r"<\|[^|>]{0,40}\|>|<(?:bos|eos|s|/s|start_of_turn|end_of_turn)>|\[/?INST\]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +23,9 @@ class Verdict:
     answer: str | None
     """None only if no expert gave a readable answer."""
     confidence: float
-    """Share of the readable answers that agree with it: a description, not a calibrated chance."""
-    method: Literal["vote", "model", "none"]
+    """With a profile the chance that the answer is right, calibrated on the profile's questions; without
+    one the share of the readable answers that agree with it, which is a description and no chance."""
+    method: Literal["posterior", "vote", "model", "none"]
     votes: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     """Each answer given, with the experts that gave it, the most supported first."""
     unread: tuple[str, ...] = ()
@@ -40,6 +36,11 @@ class Verdict:
     """Tokens of the aggregating model."""
     text: str = ""
     """The aggregating model's reply, if one was asked: untrusted text."""
+    chances: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Each answer's chance to be right, the likeliest first; empty without a profile. What is missing to 1
+    belongs to answers that nobody gave."""
+    abstained: bool = False
+    """There is no answer because the confidence was too small."""
     note: str = ""
     """What the reader should know, for instance that the model's answer could not be read."""
 
@@ -59,6 +60,8 @@ class Verdict:
             "dissent": {answer: list(who) for answer, who in self.dissent.items()},
             "unread": list(self.unread),
             "missing": dict(self.missing),
+            "chances": {answer: round(chance, 6) for answer, chance in self.chances.items()},
+            "abstained": self.abstained,
             "prompt_tokens": self.usage.prompt_tokens,
             "completion_tokens": self.usage.completion_tokens,
             "text": self.text,
@@ -101,31 +104,6 @@ def vote(
     )
 
 
-def build_aggregation(
-    question: Question, answers: Sequence[Answer], *, sampling: Sampling, seed: int = 0
-) -> Request:
-    """The request by which a model merges drafts.
-
-    Drafts are quoted as data between fences that they cannot know, stripped of control tokens and of
-    their thinking, cut to their last `DRAFT_CHARACTERS`, and put in an order drawn by the seed.
-    """
-    chance = random.Random(derive_seed(seed, "aggregate", question.id))
-    fence = f"=={chance.getrandbits(48):012x}=="
-    drafts = [_clean(answer.text) for answer in answers if answer.error is None]
-    chance.shuffle(drafts)
-    quoted = "\n\n".join(
-        f"Draft {number}:\n{fence}\n{draft}\n{fence}" for number, draft in enumerate(drafts, 1)
-    )
-    asked = build_messages(question)[-1]["content"]
-    content = fill_prompt("aggregate", fence=fence, drafts=quoted, question=asked)
-    return Request(
-        id=f"{question.id}#0",
-        messages=({"role": "user", "content": content},),
-        sampling=replace(sampling, seed=derive_seed(seed, "aggregation", question.id)),
-        question_id=question.id,
-    )
-
-
 def read_aggregation(
     reply: Reply, question: Question, voted: Verdict, aggregator: str = "the aggregator"
 ) -> Verdict:
@@ -133,11 +111,9 @@ def read_aggregation(
 
     A failure is reported among the missing, so that a resumed run asks the model again.
     """
-    answer = None
+    answer = read_aggregate(reply, question)
     voted = replace(voted, usage=reply.usage)
-    if reply.failure is None:
-        answer = read_answer(strip_thinking(reply.text), question)
-    else:
+    if reply.failure is not None:
         voted = replace(voted, missing={**voted.missing, aggregator: reply.failure.message})
     if answer is None:
         why = "its reply holds no answer" if reply.failure is None else reply.failure.message
@@ -156,7 +132,3 @@ def read_aggregation(
         text=reply.text,
         note="the aggregator contradicts a unanimous panel" if unanimous else "",
     )
-
-
-def _clean(text: str) -> str:
-    return _MARKERS.sub(" ", strip_thinking(text)).strip()[-DRAFT_CHARACTERS:]

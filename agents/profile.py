@@ -1,91 +1,142 @@
-"""Who is good at what: right and wrong answers per expert and skill over a labelled reference set."""
+"""Who answered what on the references, and which expert, prompt and skills that was.
+
+Every number is computed from the outcomes; nothing is counted beside them.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..retrieval import InputError, Question, fingerprint
-from .answers import is_correct
+import numpy as np
+
+from ..retrieval import InputError
+from .outcomes import MISSING, UNREADABLE, OutcomeTable
 from .pool import Pool
-from .reason import Answer, build_requests, read_reply, reason_prompt_hash
+from .reason import reason_prompt_hash
+from .records import ExpertProfile, ExpertRecord, Outcome, Reference, Tally, sum_up
 
-__all__ = ["ExpertProfile", "Profile", "Tally", "build_profile", "tally_answers"]
-
-FORMAT = 1
-PRIOR_STRENGTH = 4.0  # how many answers in a skill weigh as much as everything else is worth
+__all__ = ["Profile"]
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """Right and wrong answers."""
-
-    right: int = 0
-    wrong: int = 0
-
-    @property
-    def total(self) -> int:
-        """Answers that count."""
-        return self.right + self.wrong
-
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(self.right + other.right, self.wrong + other.wrong)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertProfile:
-    """What is known about one expert."""
-
-    identity: str
-    """Revisions, adapter, persona and sampling that the answers came from (`Pool.identity`)."""
-    skills: Mapping[str, Tally]
-    overall: Tally
-    failed: int = 0
-    """Requests without a reply. They say nothing about skill and are counted nowhere else."""
-    tokens_per_call: float = 0.0
-    """Mean generated tokens."""
-    seconds_per_call: float = 0.0
-    """Mean wall seconds, in the batches of the profiling run."""
-
-    @property
-    def strength(self) -> float:
-        """Estimated chance to answer any question right: the mean of Beta(right + 1, wrong + 1)."""
-        return (self.overall.right + 1) / (self.overall.total + 2)
-
-    def estimate(self, skill: str) -> float:
-        """Estimated chance to answer a question of this skill right.
-
-        The skill's own share is shrunk towards `strength` as if that were worth `PRIOR_STRENGTH`
-        answers, so that two lucky answers do not make an expert; an unknown skill has just `strength`.
-        """
-        tally = self.skills.get(skill, Tally())
-        return (tally.right + PRIOR_STRENGTH * self.strength) / (tally.total + PRIOR_STRENGTH)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Profiles of a pool's experts over one reference set, made under one prompt."""
+    """Outcomes of experts over one reference set, made under one prompt.
+
+    Raises:
+        InputError: an outcome stands twice, or is of a question or expert that the profile lacks.
+    """
 
     references: str
-    """Fingerprint of the reference set."""
+    """Fingerprint of the reference set, see `hash_references`."""
     prompts: str
     """Hash of the prompts that experts were asked with."""
     seed: int
-    experts: Mapping[str, ExpertProfile] = field(default_factory=dict[str, ExpertProfile])
+    """Of the samples."""
+    extractor: str = ""
+    """What told the skills."""
+    experts: Mapping[str, ExpertRecord] = field(default_factory=dict[str, ExpertRecord])
+    """By alias, sorted; one whose requests all failed is here and has no outcome."""
+    questions: Mapping[str, Reference] = field(default_factory=dict[str, Reference])
+    """By id, sorted."""
+    outcomes: tuple[Outcome, ...] = ()
+    """Sorted by question, expert and sample."""
+    remarks: tuple[str, ...] = ()
+    """What was noted while it was built; `notes` has these and more."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "experts", dict(sorted(self.experts.items())))
+        object.__setattr__(self, "questions", dict(sorted(self.questions.items())))
+        object.__setattr__(self, "outcomes", tuple(sorted(self.outcomes, key=lambda o: o.key)))
+        previous = None
+        for outcome in self.outcomes:
+            if outcome.question_id not in self.questions or outcome.expert not in self.experts:
+                raise InputError(
+                    f'an outcome of "{outcome.expert}" on "{outcome.question_id}" belongs to no '
+                    "expert or no reference of the profile"
+                )
+            if outcome.key == previous:
+                raise InputError(
+                    f"two outcomes of one request (question, expert, sample): {previous}"
+                )
+            previous = outcome.key
 
     def __getitem__(self, alias: str) -> ExpertProfile:
         try:
-            return self.experts[alias]
+            return self._views[alias]
         except KeyError:
             raise InputError(
                 f'the profile does not know the expert "{alias}", only {", ".join(self.experts)}; '
                 "run `expertmix profile` again: only the missing calls are made"
             ) from None
+
+    @property
+    def failed(self) -> dict[str, int]:
+        """Requests without a reply, of the experts that have any."""
+        return {alias: e.failed for alias, e in self.experts.items() if e.failed}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever uses the profile should know, in sentences."""
+        notes = [*self.remarks]
+        golds = {(r.kind, r.gold) for r in self.questions.values()}
+        if len(self.questions) > 1 and len(golds) == 1:
+            notes.append(
+                f"all {len(self.questions)} references have the same gold answer: an expert that "
+                "always gives it looks perfect; add references with other answers"
+            )
+        notes += [
+            f'the expert "{alias}" has no outcomes ({expert.failed} requests failed): nothing is '
+            "known about it; run `expertmix profile` again once it works"
+            for alias, expert in self.experts.items()
+            if not self[alias].overall.total
+        ]
+        return tuple(notes)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A sha256 of all that recruiting and merging read but for times."""
+        content = [
+            [self.references, self.prompts, self.seed, self.extractor],
+            [[alias, expert.identity] for alias, expert in self.experts.items()],
+            [[*r.skills.items()] for r in self.questions.values()],
+            [[*o.key, o.answer, o.right, o.tokens] for o in self.outcomes],
+        ]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def table(self, aliases: Iterable[str] | None = None) -> OutcomeTable:
+        """The outcomes as numbers, questions sorted by id; of several samples, the first there is.
+
+        A choice's label is its option. For an open question the gold is 0, and wrong answers that
+        differ as strings are 1, 2, … in the order in which the sorted experts gave them.
+
+        Args:
+            aliases: Experts wanted, in any order; all by default.
+
+        Raises:
+            InputError: the profile does not know an expert.
+        """
+        if aliases is None:
+            return self._table
+        wanted = [*aliases]
+        for alias in wanted:
+            _ = self[alias]
+        return self._table.select(np.arange(len(self.questions)), wanted)
+
+    def tally(self, expert: str, skill: str | None = None) -> Tally:
+        """Right and wrong answers of an expert, to everything or by a skill's share.
+
+        Raises:
+            InputError: the profile does not know the expert.
+        """
+        view = self[expert]
+        return view.overall if skill is None else view.skills.get(skill, Tally())
 
     def check(self, pool: Pool, aliases: Iterable[str]) -> None:
         """Refuse to speak for experts that the profile was not made for.
@@ -105,174 +156,93 @@ class Profile:
                     "persona, style or sampling changed); run `expertmix profile` again"
                 )
 
-    def save(self, path: str | Path) -> None:
-        """Write the profile as JSON, replacing an older one in one step."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-        os.replace(part, path)
+    def merge(self, other: Profile) -> Profile:
+        """Both profiles as one; see `merge_profiles`."""
+        from .profile_merge import merge_profiles
+
+        return merge_profiles(self, other)
+
+    def count(self) -> dict[str, int]:
+        """Outcomes of each expert, samples included."""
+        counts = dict.fromkeys(self.experts, 0)
+        for outcome in self.outcomes:
+            counts[outcome.expert] += 1
+        return counts
 
     def to_json(self) -> dict[str, Any]:
-        """The profile as plain JSON values."""
+        """The profile's sums as plain JSON values, for programs that look at it."""
+        views = {alias: self[alias] for alias in self.experts}
         return {
-            "format": FORMAT,
             "references": self.references,
             "prompts": self.prompts,
             "seed": self.seed,
+            "extractor": self.extractor,
+            "questions": len(self.questions),
+            "notes": list(self.notes),
             "experts": {
                 alias: {
-                    "identity": expert.identity,
-                    "overall": [expert.overall.right, expert.overall.wrong],
-                    "skills": {s: [t.right, t.wrong] for s, t in sorted(expert.skills.items())},
-                    "failed": expert.failed,
-                    "tokens_per_call": round(expert.tokens_per_call, 3),
-                    "seconds_per_call": round(expert.seconds_per_call, 6),
+                    "identity": view.identity,
+                    "overall": view.overall.to_json(),
+                    "skills": {skill: tally.to_json() for skill, tally in view.skills.items()},
+                    "failed": view.failed,
+                    "tokens_per_call": round(view.tokens_per_call, 3),
+                    "seconds_per_call": round(view.seconds_per_call, 6),
                 }
-                for alias, expert in self.experts.items()
+                for alias, view in views.items()
             },
         }
 
+    def save(self, folder: str | Path) -> None:
+        """Write the profile into a folder; see `save_profile`."""
+        from .profile_files import save_profile
+
+        save_profile(self, folder)
+
     @classmethod
     def load(cls, path: str | Path) -> Profile:
-        """Read a profile file, or `profile.json` in a folder.
+        """Read the profile in a folder, named by the folder or its `profile.json`; see `load_profile`."""
+        from .profile_files import load_profile
 
-        Raises:
-            InputError: it is missing, or no profile of this version.
-        """
-        path = Path(path)
-        path = path / "profile.json" if path.is_dir() else path
-        if not path.is_file():
-            raise InputError(f"no profile at {path}: make one with `expertmix profile`")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] != FORMAT:
-                raise InputError(
-                    f"{path} has profile format {content['format']}; this version reads {FORMAT}"
-                )
-            return cls(
-                references=content["references"],
-                prompts=content["prompts"],
-                seed=content["seed"],
-                experts={a: _read_expert(row) for a, row in content["experts"].items()},
-            )
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{path} is no profile; make one with `expertmix profile`") from None
+        return load_profile(path)
 
+    @cached_property
+    def _views(self) -> dict[str, ExpertProfile]:
+        given: defaultdict[str, list[Outcome]] = defaultdict(list)
+        for outcome in self.outcomes:
+            given[outcome.expert].append(outcome)
+        return {a: sum_up(e, given[a], self.questions) for a, e in self.experts.items()}
 
-async def build_profile(
-    pool: Pool,
-    references: Sequence[Question],
-    skills: Mapping[str, Sequence[str]],
-    *,
-    experts: Sequence[str] | None = None,
-    seed: int = 0,
-    known: Profile | None = None,
-) -> Profile:
-    """Run experts over the reference set and count (symbolic-moe.md §1.4).
-
-    With a pool that has an answer store, only what was never asked is asked.
-
-    Args:
-        pool: Asked with the same prompts and sampling as when it answers.
-        references: Labelled questions.
-        skills: Reference id to its skills, from the extractor that will also see the questions.
-        experts: Aliases; all by default.
-        seed: Of the samples.
-        known: An earlier profile: what an expert took then stands where nothing is asked now.
-
-    Raises:
-        InputError: a reference has no gold answer, or an expert's weights are not there.
-    """
-    for question in references:
-        if question.gold is None:
-            raise InputError(
-                f'the reference "{question.id}" has no "gold" answer to profile against'
-            )
-    aliases = list(pool.catalog) if experts is None else list(experts)
-    answers = await asyncio.gather(
-        *(_answer_all(pool, alias, references, seed) for alias in aliases)
-    )
-    timed = {} if known is None else known.experts
-    return Profile(
-        references=fingerprint(references),
-        prompts=reason_prompt_hash(),
-        seed=seed,
-        experts={
-            alias: tally_answers(
-                given,
-                references,
-                skills,
-                identity,
-                timed[alias].seconds_per_call if seconds is None and alias in timed else seconds,
-            )
-            for alias, (given, identity, seconds) in zip(aliases, answers, strict=True)
-        },
-    )
+    @cached_property
+    def _table(self) -> OutcomeTable:
+        row = {qid: at for at, qid in enumerate(self.questions)}
+        column = {alias: at for at, alias in enumerate(self.experts)}
+        labels_NE = np.full((len(row), len(column)), MISSING, dtype=np.int16)
+        wrong: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        for outcome in self.outcomes:
+            at = row[outcome.question_id], column[outcome.expert]
+            if labels_NE[at] == MISSING:
+                reference = self.questions[outcome.question_id]
+                labels_NE[at] = _label(outcome, reference, wrong[reference.id])
+        asked = self.questions.values()
+        gold = [ord(r.gold) - ord("A") if r.options else 0 for r in asked]
+        return OutcomeTable(
+            experts=tuple(column),
+            questions=tuple(row),
+            labels_NE=labels_NE,
+            gold_N=np.array(gold, dtype=np.int16),
+            options_N=np.array([r.options for r in asked], dtype=np.int16),
+            skills=tuple(r.skills for r in asked),
+            tokens_E=np.array([self[alias].tokens_per_call for alias in column], dtype=np.float64),
+            seconds_E=np.array(
+                [self[alias].seconds_per_call for alias in column], dtype=np.float64
+            ),
+        )
 
 
-def tally_answers(
-    answers: Iterable[Answer],
-    references: Iterable[Question],
-    skills: Mapping[str, Sequence[str]],
-    identity: str,
-    seconds_per_call: float | None = None,
-) -> ExpertProfile:
-    """Count one expert's answers. An unreadable answer is wrong; a failed request does not count."""
-    questions = {question.id: question for question in references}
-    tallies: dict[str, Tally] = {}
-    overall, failed, tokens, calls = Tally(), 0, 0, 0
-    for answer in answers:
-        if answer.error is not None:
-            failed += 1
-            continue
-        calls += 1
-        tokens += answer.usage.completion_tokens
-        right = is_correct(answer.answer, questions[answer.question_id])
-        point = Tally(int(right), int(not right))
-        overall += point
-        # A skill named twice is still one skill (the reference code counts it twice).
-        for skill in dict.fromkeys(skills.get(answer.question_id, ())):
-            tallies[skill] = tallies.get(skill, Tally()) + point
-    return ExpertProfile(
-        identity=identity,
-        skills=tallies,
-        overall=overall,
-        failed=failed,
-        tokens_per_call=tokens / max(1, calls),
-        seconds_per_call=seconds_per_call or 0.0,
-    )
-
-
-async def _answer_all(
-    pool: Pool,
-    alias: str,
-    references: Sequence[Question],
-    seed: int,
-) -> tuple[list[Answer], str, float | None]:
-    """Answers, identity, and wall seconds per call of what was asked now (None if nothing was)."""
-    spec = pool.catalog[alias]
-    identity = await asyncio.to_thread(pool.identity, alias)
-    requests = build_requests(
-        references, sampling=spec.sampling.to_sampling(), style=spec.style, seed=seed
-    )
-    account = pool.ledger.account(alias, "profile")
-    calls, seconds = account.calls, account.seconds
-    replies = await pool.generate(alias, requests, stage="profile")
-    asked = account.calls - calls
-    answers = [
-        read_reply(reply, question, alias)
-        for reply, question in zip(replies, references, strict=True)
-    ]
-    return answers, identity, (account.seconds - seconds) / asked if asked else None
-
-
-def _read_expert(row: Mapping[str, Any]) -> ExpertProfile:
-    return ExpertProfile(
-        identity=row["identity"],
-        overall=Tally(*row["overall"]),
-        skills={skill: Tally(*counts) for skill, counts in row["skills"].items()},
-        failed=row["failed"],
-        tokens_per_call=row["tokens_per_call"],
-        seconds_per_call=row["seconds_per_call"],
-    )
+def _label(outcome: Outcome, reference: Reference, wrong: dict[str, int]) -> int:
+    if outcome.answer is None:
+        return UNREADABLE
+    if not reference.options:
+        return 0 if outcome.right else wrong.setdefault(outcome.answer, len(wrong) + 1)
+    option = ord(outcome.answer) - ord("A") if len(outcome.answer) == 1 else -1
+    return option if 0 <= option < reference.options else UNREADABLE

@@ -1,26 +1,20 @@
-"""Which experts answer a question: named policies behind one signature.
-
-Every policy is a pure function of its arguments. Experts are considered in alphabetical order, and
-an expert wins a tie against one that comes later in it, so neither the order of files nor of questions
-can change who is recruited.
-"""
+"""Who is recruited for each question, with the reason in words and numbers."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, get_args
+
+import numpy as np
 
 from ..retrieval import InputError
-from .profile import ExpertProfile, Profile, Tally
-from .reason import derive_seed
+from .beliefs import Beliefs
+from .originals import draw_uniforms
+from .outcomes import OutcomeTable, SkillWeights
+from .policies import Call, Chosen, Cost, Policy, recruit_many
 
-__all__ = ["Policy", "Recruit", "recruit"]
-
-Policy = Literal["skill", "top_k", "random"]
-"""`skill`: the k experts with the best shrunk estimate for the question's skills. `top_k`: the k
-strongest overall, whatever the question. `random`: k different ones, drawn per question."""
+__all__ = ["Recruit", "explain_recruit", "recruit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,90 +26,152 @@ class Recruit:
     """Estimated chance to be right, in [0, 1]; 0.5 where nothing is known."""
     reason: str
     """In words and numbers, for people."""
+    samples: int = 1
+    """How often it was drawn: policies with replacement ask it for as many answers."""
 
     def to_json(self) -> dict[str, Any]:
         """The recruit as plain JSON values."""
-        return {"expert": self.expert, "weight": self.weight, "reason": self.reason}
+        told = {"expert": self.expert, "weight": self.weight, "reason": self.reason}
+        return told | ({"draws": self.samples} if self.samples > 1 else {})
 
 
 def recruit(
-    skills: Mapping[str, Sequence[str]],
+    skills: Mapping[str, SkillWeights],
     experts: Sequence[str],
     *,
     k: int,
-    profile: Profile | None = None,
+    table: OutcomeTable | None = None,
+    beliefs: Beliefs | None = None,
     policy: Policy = "skill",
     seed: int = 0,
+    near: Mapping[str, Sequence[int]] | None = None,
+    cost: Cost | None = None,
 ) -> dict[str, list[Recruit]]:
-    """Choose k different experts for each question, the most promising first.
+    """Choose k experts for each question, the most promising first, with reasons.
 
     Args:
         skills: Question id to its skills; may be empty for a question.
         experts: Aliases to choose from, in any order.
         k: How many.
-        profile: Who is good at what; without it every policy draws at random and says so.
+        table: The profile's answers; without it every policy draws at random and says so.
+        beliefs: Fitted on that table; fitted here if absent.
         policy: See `Policy`.
-        seed: Of the random policy.
+        seed: Of whatever the policy draws.
+        near: Question id to rows of the table that resemble it, for `knn`.
+        cost: Cost term and budget of `skill`.
 
     Raises:
-        InputError: k is not between 1 and the number of experts, an unknown policy, or an expert
-            that the profile does not know.
+        InputError: k does not fit the experts, an unknown policy, an expert that the table does not
+            know, beliefs about other experts than the table's, shares of skills that are no shares, or a
+            policy that lacks what it needs.
     """
-    aliases = sorted(experts)
+    aliases = tuple(sorted(set(experts)))
+    _check(k, aliases, policy)
+    ids = list(skills)
+    if table is None:
+        return _draw_blindly(ids, aliases, k, seed)
+    if beliefs is not None and beliefs.experts != table.experts:
+        raise InputError(
+            f"the beliefs are about {', '.join(beliefs.experts)}, but the table about "
+            f"{', '.join(table.experts)}; fit them on the same table"
+        )
+    if table.experts != aliases:
+        table, beliefs = table.select(np.arange(len(table)), aliases), None
+    if beliefs is None:
+        beliefs = Beliefs.fit(table)
+    if policy == "knn" and near is None:
+        raise InputError(
+            "the policy knn needs the profile's reference questions; give a profile folder"
+        )
+    call = Call(
+        ids=ids,
+        skills=[skills[qid] for qid in ids],
+        table=table,
+        beliefs=beliefs,
+        k=k,
+        seed=seed,
+        near_QN=None if near is None else _stack([near.get(qid, ()) for qid in ids]),
+        cost=cost or Cost(),
+    )
+    chosen = recruit_many(call, policy)
+    return {qid: _tell(call, chosen, row) for row, qid in enumerate(ids)}
+
+
+def explain_recruit(beliefs: Beliefs, expert: str, skills: SkillWeights) -> str:
+    """For instance `arithmetic 0.71 [0.55, 0.84], overall 0.44 (120 answers)`.
+
+    Each share is the shrunk estimate with its 95 % credible interval.
+
+    Raises:
+        InputError: nothing is believed about the expert.
+    """
+    strengths = beliefs.strengths
+    if expert not in strengths.experts:
+        raise InputError(f'no expert "{expert}"; there are {", ".join(strengths.experts)}')
+    row = strengths.experts.index(expert)
+    parts: list[str] = []
+    for skill in skills:
+        if skill in strengths.place:
+            low, high = strengths.interval(expert, skill)
+            share = float(strengths.skill_ES[row, strengths.place[skill]])
+            parts.append(f"{skill} {share:.2f} [{low:.2f}, {high:.2f}]")
+        else:
+            parts.append(f"{skill} never seen")
+    seen = f"{strengths.asked_E[row]:.0f} answers" if strengths.asked_E[row] else "no answers"
+    return ", ".join([*parts, f"overall {strengths.overall_E[row]:.2f} ({seen})"])
+
+
+def _tell(call: Call, chosen: Chosen, row: int) -> list[Recruit]:
+    """Recruits of one question; an expert that was drawn several times stands once."""
+    places = [int(place) for place in chosen.experts_Qk[row] if place >= 0]
+    told: list[Recruit] = []
+    for at, place in enumerate(dict.fromkeys(places)):
+        expert = call.table.experts[place]
+        parts = [explain_recruit(call.beliefs, expert, call.skills[row])]
+        if at and not chosen.note:
+            before = list(dict.fromkeys(places))[:at]
+            alike = call.beliefs.alike_EE[place, before].mean()
+            parts.append(f"errors alike the panel's so far {alike:.2f}")
+        if call.cost.counts:
+            spent = getattr(call.table, f"{call.cost.unit}_E")[place]
+            parts.append(f"{f'{spent:.0f}' if spent else 'unknown'} {call.cost.unit} a call")
+        chance = float(chosen.chance_QE[row, place])
+        parts += [chosen.note.format(chance=chance)] if chosen.note else []
+        told.append(
+            Recruit(
+                expert=expert,
+                weight=chance,
+                reason="; ".join(parts),
+                samples=places.count(place),
+            )
+        )
+    return told
+
+
+def _check(k: int, aliases: Sequence[str], policy: str) -> None:
     if not 1 <= k <= len(aliases):
         raise InputError(
             f"k is {k}, but the pool has {len(aliases)} experts ({', '.join(aliases)}); "
             f"choose k between 1 and {len(aliases)}"
         )
-    if policy not in ("skill", "top_k", "random"):
-        raise InputError(f'unknown policy "{policy}"; policies are skill, top_k, random')
-    if profile is None or policy == "random":
-        return {qid: _draw(aliases, k, qid, profile, seed) for qid in skills}
-    known = {alias: profile[alias] for alias in aliases}
-    ranked: dict[tuple[str, ...], list[Recruit]] = {}
-    choose: Callable[[tuple[str, ...]], list[Recruit]] = (
-        (lambda _: _rank(known, (), k)) if policy == "top_k" else (lambda s: _rank(known, s, k))
-    )
-    for names in {tuple(names) for names in skills.values()}:
-        ranked[names] = choose(names)
-    return {qid: ranked[tuple(names)] for qid, names in skills.items()}
+    if policy not in get_args(Policy):
+        raise InputError(f'unknown policy "{policy}"; policies are {", ".join(get_args(Policy))}')
 
 
-def _rank(experts: Mapping[str, ExpertProfile], skills: tuple[str, ...], k: int) -> list[Recruit]:
-    names = tuple(dict.fromkeys(skills))
-    estimates = {
-        alias: sum(map(expert.estimate, names)) / len(names) if names else expert.strength
-        for alias, expert in experts.items()
+def _draw_blindly(
+    ids: Sequence[str], aliases: Sequence[str], k: int, seed: int
+) -> dict[str, list[Recruit]]:
+    reason = f"no profile: drawn at random (seed {seed})"
+    order_QE = np.argsort(draw_uniforms(ids, len(aliases), seed), axis=1)[:, :k]
+    return {
+        qid: [Recruit(expert=aliases[int(at)], weight=0.5, reason=reason) for at in row]
+        for qid, row in zip(ids, order_QE.tolist(), strict=True)
     }
-    best = sorted(estimates, key=lambda alias: -estimates[alias])[:k]  # stable: ties keep the order
-    return [
-        Recruit(expert=a, weight=estimates[a], reason=_explain(experts[a], names)) for a in best
-    ]
 
 
-def _explain(expert: ExpertProfile, skills: tuple[str, ...]) -> str:
-    """For instance `arithmetic 0.71 (9 of 12), overall 0.44 (53 of 120)`."""
-    parts = [
-        f"{skill} {expert.estimate(skill):.2f} ({_share(expert.skills.get(skill, Tally()))})"
-        for skill in skills
-    ]
-    return ", ".join([*parts, f"overall {expert.strength:.2f} ({_share(expert.overall)})"])
-
-
-def _share(tally: Tally) -> str:
-    return f"{tally.right} of {tally.total}" if tally.total else "never seen"
-
-
-def _draw(
-    aliases: Sequence[str], k: int, question_id: str, profile: Profile | None, seed: int
-) -> list[Recruit]:
-    chance = random.Random(derive_seed(seed, "recruit", question_id))
-    why = "no profile: drawn at random" if profile is None else "drawn at random"
-    return [
-        Recruit(
-            expert=alias,
-            weight=0.5 if profile is None else profile[alias].strength,
-            reason=f"{why} (seed {seed})",
-        )
-        for alias in chance.sample(aliases, k)
-    ]
+def _stack(rows: Sequence[Sequence[int]]) -> np.ndarray[tuple[int, int], np.dtype[np.intp]]:
+    """Rows of unequal length as one matrix, filled up with -1."""
+    width = max((len(row) for row in rows), default=0)
+    return np.array([[*row, *[-1] * (width - len(row))] for row in rows], dtype=np.intp).reshape(
+        len(rows), width
+    )

@@ -1,39 +1,40 @@
-"""What does this question need? A closed vocabulary by embedding, or keywords from a model."""
+"""What does this question need? A closed vocabulary of skills, told by embedding."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from langchain_core.embeddings import Embeddings
 
 from ..retrieval import InputError, Question, embedding_text, encode_texts
-from .engines import Reply, Request, Sampling
-from .prompt import fill_prompt
-from .reason import derive_seed
 
-__all__ = [
-    "EmbeddingSkills",
-    "KeywordSkills",
-    "SkillExtractor",
-    "keep_repeated",
-    "map_to_vocabulary",
-    "parse_keywords",
-]
+__all__ = ["EmbeddingSkills", "SkillExtractor", "keep_distinct", "round_shares", "weigh_nearest"]
+
+MILLION = 1_000_000  # shares have six digits
 
 Vectors = npt.NDArray[np.float32]
-Ask = Callable[[Sequence[Request]], Awaitable[list[Reply]]]
+Floats = npt.NDArray[np.float64]
+Places = npt.NDArray[np.intp]
 
 
 class SkillExtractor(Protocol):
     """Whatever can tell which skills a question needs."""
 
-    async def extract(self, questions: Sequence[Question]) -> dict[str, tuple[str, ...]]:
-        """Skills by question id, the most needed first; an empty tuple where none can be told."""
+    @property
+    def calls_per_question(self) -> int:
+        """How often a model is asked to tell the skills of one question; 0 if none is."""
+        ...
+
+    async def extract(self, questions: Sequence[Question]) -> dict[str, dict[str, float]]:
+        """Skills by question id, each with its share, the most needed first.
+
+        Shares lie in (0, 1] and sum to at most 1; what is missing to 1 is unknown. A question about
+        which nothing can be told has no skills.
+        """
         ...
 
 
@@ -41,7 +42,8 @@ class EmbeddingSkills:
     """Skills of a closed vocabulary whose description resembles the question. Asks no model.
 
     A question gets the skill with the largest cosine similarity, and up to `top_m` in all that come
-    within `margin` of it; nothing below `floor`. Equal similarities keep the vocabulary's order.
+    within `margin` of it; nothing below `floor`. Equal similarities keep the vocabulary's order. Shares
+    are the softmax of similarity / `temperature` over the skills it gets: see `weigh_nearest`.
 
     Args:
         encoder: Any LangChain embeddings.
@@ -49,10 +51,13 @@ class EmbeddingSkills:
         top_m: Most skills of one question.
         floor: Least cosine similarity.
         margin: How far behind the best skill another one may lie.
+        temperature: The smaller, the more the best skill gets.
 
     Raises:
-        InputError: the vocabulary is empty.
+        InputError: the vocabulary is empty, or a number cannot be used.
     """
+
+    calls_per_question = 0
 
     def __init__(
         self,
@@ -62,14 +67,17 @@ class EmbeddingSkills:
         top_m: int = 2,
         floor: float = 0.05,
         margin: float = 0.05,
+        temperature: float = 0.1,
     ) -> None:
         if not vocabulary:
             raise InputError("the skill vocabulary is empty; name skills with a description each")
+        _check(top_m, temperature)
         self._encoder = encoder
         self._vocabulary = dict(vocabulary)
         self._top_m = top_m
         self._floor = floor
         self._margin = margin
+        self._temperature = temperature
         self._references: list[Question] = []
         self._skills_SD: Vectors | None = None
 
@@ -78,25 +86,27 @@ class EmbeddingSkills:
         self._references = [q for q in questions if any(s in self._vocabulary for s in q.skills)]
         self._skills_SD = None
 
-    async def extract(self, questions: Sequence[Question]) -> dict[str, tuple[str, ...]]:
-        """Skills by question id. See the class."""
+    async def extract(self, questions: Sequence[Question]) -> dict[str, dict[str, float]]:
+        """Skills by question id. See the class.
+
+        Raises:
+            InputError: an id stands for two questions, or the encoder gave something else than vectors.
+        """
         return await asyncio.to_thread(self._extract, questions) if questions else {}
 
-    def _extract(self, questions: Sequence[Question]) -> dict[str, tuple[str, ...]]:
+    def _extract(self, questions: Sequence[Question]) -> dict[str, dict[str, float]]:
+        distinct = keep_distinct(questions)
         skills_SD = self._embed_skills()
-        questions_QD = encode_texts(self._encoder, [embedding_text(q) for q in questions])
-        # Rounded: the same product comes out a little different in another batch.
-        similarities_QS = np.round(questions_QD @ skills_SD.T, 6)
-        return {
-            question.id: self._choose(row_S)
-            for question, row_S in zip(questions, similarities_QS, strict=True)
-        }
-
-    def _choose(self, row_S: npt.NDArray[np.float32]) -> tuple[str, ...]:
-        names = list(self._vocabulary)
-        order = np.argsort(-row_S, kind="stable")[: self._top_m]
-        least = max(self._floor, float(row_S[order[0]]) - self._margin)
-        return tuple(names[at] for at in order if float(row_S[at]) >= least)
+        questions_QD = encode_texts(self._encoder, [embedding_text(q) for q in distinct])
+        shares = weigh_nearest(
+            questions_QD @ skills_SD.T,
+            list(self._vocabulary),
+            top_m=self._top_m,
+            temperature=self._temperature,
+            floor=self._floor,
+            margin=self._margin,
+        )
+        return {question.id: given for question, given in zip(distinct, shares, strict=True)}
 
     def _embed_skills(self) -> Vectors:
         if self._skills_SD is None:
@@ -118,154 +128,92 @@ class EmbeddingSkills:
         return np.stack(rows)
 
 
-class KeywordSkills:
-    """The paper's annotation: a model names keywords several times, and what repeats is kept.
-
-    Source: symbolic-moe.md §1.3 (arXiv 2503.05641). The prompt is ours.
+def weigh_nearest(
+    similarities_NS: npt.NDArray[np.floating[Any]],
+    names: Sequence[str],
+    *,
+    top_m: int,
+    temperature: float,
+    floor: float = -np.inf,
+    margin: float = np.inf,
+) -> list[dict[str, float]]:
+    """Softmax of similarity / temperature over the skills nearest to each of N things.
 
     Args:
-        ask: Asks the annotating model, for instance `Pool.generate` with its alias bound.
-        samples: Answers per question.
-        temperature: Of the samples.
-        keep_count: How often a keyword has to come to be kept.
-        max_chars: Longer keywords are dropped.
-        max_tokens: Upper bound on an answer.
-        seed: Of the samples.
-        reference: Read and keep keywords exactly as the published code does, with its mistakes.
+        similarities_NS: Cosines. They are rounded to six digits first, since the same product comes out
+            a little different in another batch; equal ones keep the order of the names.
+        names: The skills, S of them.
+        top_m: Most skills of one thing.
+        temperature: The smaller, the more the nearest skill gets.
+        floor: Skills of a smaller cosine are left out.
+        margin: Skills that lie further behind the nearest one are left out.
+
+    Returns:
+        Skill to share for each thing, the nearest skill first; shares have six digits and sum to 1.
+        Nothing where no skill passes.
+
+    Raises:
+        InputError: `top_m` is below 1, or the temperature is not above 0.
     """
+    _check(top_m, temperature)
+    if not similarities_NS.size:
+        return [{} for _ in similarities_NS]
+    cosines_NS = np.round(similarities_NS, 6).astype(np.float64)
+    order_NM = np.argsort(-cosines_NS, axis=1, kind="stable")[:, :top_m]
+    cosines_NM = np.take_along_axis(cosines_NS, order_NM, axis=1)
+    best_N1 = cosines_NM[:, :1]
+    passes_NM = (cosines_NM >= floor) & (cosines_NM >= best_N1 - margin)
+    shares_NM = np.where(passes_NM, np.exp((cosines_NM - best_N1) / temperature), 0.0)
+    sums_N1 = shares_NM.sum(axis=1, keepdims=True)
+    known_N1 = sums_N1 > 0
+    millionths_NM = _share_out(np.where(known_N1, shares_NM / np.where(known_N1, sums_N1, 1), 0))
+    places: list[list[int]] = order_NM.tolist()
+    millionths: list[list[int]] = millionths_NM.tolist()
+    return [
+        {names[s]: parts / MILLION for s, parts in zip(near, row, strict=True) if parts}
+        for near, row in zip(places, millionths, strict=True)
+    ]
 
-    def __init__(
-        self,
-        ask: Ask,
-        *,
-        samples: int = 5,
-        temperature: float = 0.7,
-        keep_count: int = 2,
-        max_chars: int = 20,
-        max_tokens: int = 64,
-        seed: int = 0,
-        reference: bool = False,
-    ) -> None:
-        self._reference = reference
-        self._ask = ask
-        self.samples = samples
-        self._temperature = temperature
-        self._keep_count = keep_count
-        self._max_chars = max_chars
-        self._max_tokens = max_tokens
-        self._seed = seed
 
-    async def extract(self, questions: Sequence[Question]) -> dict[str, tuple[str, ...]]:
-        """Skills by question id; a failed sample counts as one that names nothing.
+def round_shares(shares: Mapping[str, float]) -> dict[str, float]:
+    """Shares with six digits that sum to what they summed to before, the largest first.
 
-        Raises:
-            InputError: every sample failed, so that nothing can be told about any question.
-        """
-        requests = [self._request(q, s) for q in questions for s in range(self.samples)]
-        replies = await self._ask(requests)
-        named: dict[str, list[list[str]]] = {question.id: [] for question in questions}
-        for request, reply in zip(requests, replies, strict=True):
-            if reply.failure is None:
-                keywords = parse_keywords(reply.text, reference=self._reference)
-                named[request.question_id or ""].append(keywords)
-        if replies and all(reply.failure is not None for reply in replies):
-            why = next(reply.failure.message for reply in replies if reply.failure is not None)
-            raise InputError(f"no skills can be told, every request for keywords failed: {why}")
-        return {qid: self._keep(lists) for qid, lists in named.items()}
+    Equal shares keep their order; what rounds to nothing is left out.
+    """
+    ordered = sorted(shares, key=shares.__getitem__, reverse=True)  # a stable sort
+    millionths_1M = _share_out(np.array([[shares[name] for name in ordered]], dtype=np.float64))
+    parts_M: list[int] = millionths_1M[0].tolist()
+    return {name: parts / MILLION for name, parts in zip(ordered, parts_M, strict=True) if parts}
 
-    def _keep(self, lists: list[list[str]]) -> tuple[str, ...]:
-        return tuple(
-            keep_repeated(
-                lists,
-                count=self._keep_count,
-                max_chars=self._max_chars,
-                reference=self._reference,
+
+def keep_distinct(questions: Iterable[Question]) -> list[Question]:
+    """Each question once, in the order given.
+
+    Raises:
+        InputError: two questions that ask something else have the same id.
+    """
+    seen: dict[str, Question] = {}
+    for question in questions:
+        earlier = seen.setdefault(question.id, question)
+        if (earlier.text, earlier.options) != (question.text, question.options):
+            raise InputError(
+                f'the id "{question.id}" stands for two different questions; ids must differ'
             )
-        )
-
-    def _request(self, question: Question, sample: int) -> Request:
-        options = "\n".join(question.options)
-        content = fill_prompt("keywords", question=f"{question.text}\n{options}".strip())
-        return Request(
-            id=f"{question.id}#{sample}",
-            messages=({"role": "user", "content": content},),
-            sampling=Sampling(
-                temperature=self._temperature,
-                max_tokens=self._max_tokens,
-                seed=derive_seed(self._seed, "keywords", question.id, sample),
-            ),
-            question_id=question.id,
-        )
+    return list(seen.values())
 
 
-def parse_keywords(text: str, *, reference: bool = False) -> list[str]:
-    """Keywords of one answer: what follows the last `Keywords:`, split at commas, in lower case.
-
-    Args:
-        text: The model's answer.
-        reference: Do exactly what the published code does: match case, keep newlines and empty
-            keywords (symbolic-moe.md §5.3). Otherwise only the first line counts, in any case.
-    """
-    if reference:
-        return [_tidy(part) for part in text.rpartition("Keywords:")[2].split(",")]
-    at = text.lower().rfind("keywords:")
-    rest = text[at + len("keywords:") :] if at >= 0 else text
-    lines = rest.strip().splitlines()
-    parts = (_tidy(part) for part in (lines[0] if lines else "").split(","))
-    return list(dict.fromkeys(part for part in parts if part))
+def _share_out(shares_NM: Floats) -> Places:
+    """Whole millionths by largest remainder: a row keeps its sum, and its order."""
+    exact_NM = shares_NM * MILLION
+    parts_NM = np.floor(exact_NM)
+    left_N1 = np.rint(exact_NM.sum(axis=1, keepdims=True)) - parts_NM.sum(axis=1, keepdims=True)
+    by_rest_NM = np.argsort(parts_NM - exact_NM, axis=1, kind="stable")
+    rank_NM = np.argsort(by_rest_NM, axis=1, kind="stable")
+    return (parts_NM + (rank_NM < left_N1)).astype(np.intp)
 
 
-def keep_repeated(
-    lists: Sequence[Sequence[str]],
-    *,
-    count: int = 2,
-    max_chars: int = 20,
-    reference: bool = False,
-) -> list[str]:
-    """Keywords that at least `count` answers name and that are not too long, in the order first seen.
-
-    Args:
-        lists: The keywords of each answer.
-        count: How many answers have to name a keyword.
-        max_chars: Longer keywords are dropped.
-        reference: Do what the published code does: a keyword repeated inside one answer counts
-            twice, and the empty keyword counts as one.
-    """
-    if not reference:
-        lists = [[word for word in dict.fromkeys(words) if word.strip()] for words in lists]
-    joined = [keyword for keywords in lists for keyword in keywords if len(keyword) <= max_chars]
-    return [keyword for keyword, times in Counter(joined).items() if times >= count]
-
-
-def map_to_vocabulary(
-    keywords: Sequence[str],
-    vocabulary: Sequence[str],
-    encoder: Embeddings,
-    *,
-    floor: float | None = 0.5,
-) -> tuple[str, ...]:
-    """Open keywords as skills of a closed vocabulary: the same word, else the most similar skill.
-
-    Args:
-        keywords: As an extractor gave them.
-        vocabulary: Known skills; equal similarities go to the earlier one.
-        encoder: Any LangChain embeddings.
-        floor: Keywords whose nearest skill has a smaller cosine are dropped. None does what the
-            published code does: no floor, and two keywords of one skill count twice.
-    """
-    if not keywords or not vocabulary:
-        return ()
-    known = list(vocabulary)
-    similarities_KS = encode_texts(encoder, list(keywords)) @ encode_texts(encoder, known).T
-    mapped: list[str] = []
-    for keyword, row_S in zip(keywords, similarities_KS, strict=True):
-        nearest = int(np.argmax(row_S))
-        if floor is not None and keyword in known:
-            mapped.append(keyword)
-        elif floor is None or float(row_S[nearest]) >= floor:
-            mapped.append(known[nearest])
-    return tuple(mapped if floor is None else dict.fromkeys(mapped))
-
-
-def _tidy(keyword: str) -> str:
-    return keyword.strip().lower().replace(".", "")
+def _check(top_m: int, temperature: float) -> None:
+    if top_m < 1:
+        raise InputError(f"top_m is {top_m}; a question needs room for at least 1 skill")
+    if not temperature > 0:
+        raise InputError(f"the temperature is {temperature}; give a number above 0")

@@ -1,4 +1,4 @@
-"""The command line: `expertmix ask`, `solve`, `plan`, `profile`, `demo`, `pool check`, `schema`, `doctor`."""
+"""The command line: `expertmix ask`, `solve`, `plan`, `profile`, `study`, `demo`, `pool check`, `schema`, `doctor`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -23,6 +23,7 @@ from .overviews import tabulate_checks, tabulate_findings, tabulate_plan, tabula
 from .pools import check_pool, find_pool
 from .progress import PoolProgress
 from .session import PanelSettings, answer_once, plan_run, profile_experts, solve_into
+from .study import StudySettings, read_names, read_numbers, run_study, tabulate_study
 from .tables import (
     clean_text,
     tabulate_answers,
@@ -54,7 +55,22 @@ ProfileOption = Annotated[
 KOption = Annotated[int | None, typer.Option("-k", "--k", help="Experts per question; default 3.")]
 PolicyOption = Annotated[Policy, typer.Option("--policy", help="How experts are recruited.")]
 AggregatorOption = Annotated[
-    str | None, typer.Option("--aggregator", help="Expert that merges drafts; default: vote.")
+    str | None,
+    typer.Option("--aggregator", help="Expert that merges drafts; `best`: the profile's."),
+]
+AdaptiveOption = Annotated[
+    float | None,
+    typer.Option("--adaptive", help="Mean calls per question: ask more experts only in disputes."),
+]
+MergingOption = Annotated[
+    Literal["posterior", "vote"],
+    typer.Option("--merging", help="Weigh answers by what the profile says, or count them."),
+]
+AbstainOption = Annotated[
+    float, typer.Option("--abstain-below", help="Give no answer below this confidence.")
+]
+CostOption = Annotated[
+    float, typer.Option("--cost-weight", help="How much cheap experts are preferred; 0: not.")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
 SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Answers per expert.")]
@@ -71,14 +87,27 @@ def ask(
     profile: ProfileOption = None,
     k: KOption = None,
     policy: PolicyOption = "skill",
+    adaptive: AdaptiveOption = None,
+    merging: MergingOption = "posterior",
     aggregator: AggregatorOption = None,
+    abstain_below: AbstainOption = 0.0,
+    cost_weight: CostOption = 0.0,
     samples: SamplesOption = 1,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Answer one question, and show who answered and why."""
     settings = PanelSettings(
-        k=k, profile=profile, policy=policy, aggregator=aggregator, samples=samples, seed=seed
+        k=k,
+        profile=profile,
+        policy=policy,
+        adaptive=adaptive,
+        merging=merging,
+        aggregator=aggregator,
+        abstain_below=abstain_below,
+        cost_weight=cost_weight,
+        samples=samples,
+        seed=seed,
     )
     question = Question.from_json({"id": "q1", "text": text, "options": option or []})
     catalog = Catalog.load(find_pool(pool))
@@ -101,7 +130,11 @@ def solve(
     profile: ProfileOption = None,
     k: KOption = None,
     policy: PolicyOption = "skill",
+    adaptive: AdaptiveOption = None,
+    merging: MergingOption = "posterior",
     aggregator: AggregatorOption = None,
+    abstain_below: AbstainOption = 0.0,
+    cost_weight: CostOption = 0.0,
     samples: SamplesOption = 1,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="First N only.")] = None,
     seed: SeedOption = 0,
@@ -109,7 +142,16 @@ def solve(
 ) -> None:
     """Answer a file of questions into a folder; what is finished is never asked again."""
     settings = PanelSettings(
-        k=k, profile=profile, policy=policy, aggregator=aggregator, samples=samples, seed=seed
+        k=k,
+        profile=profile,
+        policy=policy,
+        adaptive=adaptive,
+        merging=merging,
+        aggregator=aggregator,
+        abstain_below=abstain_below,
+        cost_weight=cost_weight,
+        samples=samples,
+        seed=seed,
     )
     asked = read_questions(questions, limit=limit)
     catalog = Catalog.load(find_pool(pool))
@@ -127,7 +169,11 @@ def plan(
     profile: ProfileOption = None,
     k: KOption = None,
     policy: PolicyOption = "skill",
+    adaptive: AdaptiveOption = None,
+    merging: MergingOption = "posterior",
     aggregator: AggregatorOption = None,
+    abstain_below: AbstainOption = 0.0,
+    cost_weight: CostOption = 0.0,
     samples: SamplesOption = 1,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="First N only.")] = None,
     seed: SeedOption = 0,
@@ -135,7 +181,16 @@ def plan(
 ) -> None:
     """Show what `solve` would load and ask, without loading anything."""
     settings = PanelSettings(
-        k=k, profile=profile, policy=policy, aggregator=aggregator, samples=samples, seed=seed
+        k=k,
+        profile=profile,
+        policy=policy,
+        adaptive=adaptive,
+        merging=merging,
+        aggregator=aggregator,
+        abstain_below=abstain_below,
+        cost_weight=cost_weight,
+        samples=samples,
+        seed=seed,
     )
     made = plan_run(read_questions(questions, limit=limit), Catalog.load(find_pool(pool)), settings)
     if as_json:
@@ -146,29 +201,91 @@ def plan(
 
 @app.command()
 def profile(
-    references: Annotated[Path, typer.Argument(help="Labelled questions, .jsonl or .parquet.")],
+    references: Annotated[
+        str, typer.Argument(help="Labelled questions: .jsonl, .parquet or hf:NAME:SPLIT@COMMIT.")
+    ],
     pool: PoolOption = None,
     out: Annotated[Path, typer.Option("--out", help="Profile folder; grows.")] = Path(
         "runs/profile"
     ),
+    experts: Annotated[
+        str | None, typer.Option("--experts", help="Only these, as a,b; others stay as they are.")
+    ] = None,
+    samples: SamplesOption = 1,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="First N only.")] = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Find out who is good at what, on labelled questions."""
+    """Find out who is good at what, on labelled questions; only what is missing is asked."""
     labelled = read_questions(references, limit=limit)
     catalog = Catalog.load(find_pool(pool))
+    asked = None if experts is None else [alias.strip() for alias in experts.split(",")]
     with _resumable(out), _watching(quiet=as_json) as progress:
-        made, ledger = profile_experts(out, labelled, catalog, progress.show, seed=seed)
+        made, ledger = profile_experts(
+            out, labelled, catalog, progress.show, experts=asked, samples=samples, seed=seed
+        )
     if as_json:
         _print_json({**made.to_json(), "ledger": ledger})
     else:
-        _show(
-            tabulate_profile(made),
-            tabulate_costs(ledger),
-            f"The profile is in {clean_text(str(out))}.",
-        )
+        kept = f"The profile is in {clean_text(str(out))}."
+        _show(tabulate_profile(made), tabulate_costs(ledger), kept)
+    for note in made.notes:
+        _stderr().print(f"[yellow]note:[/yellow] {clean_text(note, 1000)}", soft_wrap=True)
     _fail_for(progress)
+
+
+@app.command()
+def study(
+    table: Annotated[
+        Path, typer.Argument(help="Folder with questions.parquet and outcomes.parquet.")
+    ],
+    profile_split: Annotated[
+        str | None, typer.Option("--profile-split", help="Split that is learnt from.")
+    ] = None,
+    test_split: Annotated[
+        str | None, typer.Option("--test-split", help="Split that is tested.")
+    ] = None,
+    split_half: Annotated[
+        int | None,
+        typer.Option("--split-half", help="Instead of splits: a random half each, by this seed."),
+    ] = None,
+    models: Annotated[
+        Path | None, typer.Option("--models", help="File of model names; default: all.")
+    ] = None,
+    policies: Annotated[
+        str | None, typer.Option("--policies", help="Names between commas; default: all.")
+    ] = None,
+    calls: Annotated[
+        str | None, typer.Option("--calls", help="Calls per question; default: 3,4.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many.")] = 10,
+    skills: Annotated[
+        Literal["learned", "category", "none"],
+        typer.Option("--skills", help="Learnt from the profile's texts, or the column category."),
+    ] = "learned",
+    out: Annotated[Path, typer.Option("--out", help="Folder; a second run goes on.")] = Path(
+        "runs/study"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Replay recruiting and merging over recorded answers, against baselines and an oracle."""
+    settings = StudySettings(
+        profile_split=profile_split,
+        test_split=test_split,
+        split_half=split_half,
+        models=models,
+        policies=None if policies is None else read_names(policies),
+        calls=[] if calls is None else read_numbers(calls),
+        seeds=seeds,
+        skills=skills,
+    )
+    with _resumable(out):
+        found = run_study(table, settings, out, lambda line: _stderr().print(line, highlight=False))
+    if as_json:
+        _print_json(found.rows)
+    else:
+        _show(tabulate_study(found.rows), *map(clean_text, found.notes))
+        _show(f"Results and the plot are in {clean_text(str(out))}.")
 
 
 @app.command()

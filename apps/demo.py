@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from ..agents import (
-    Answer,
-    Catalog,
-    Policy,
-    Pool,
-    Profile,
-    build_requests,
-    is_correct,
-    read_reply,
-    recruit,
-    vote,
-)
+from ..agents import Answer, Catalog, Expertise, Pool, build_requests, read_reply
 from ..agents.pool.assembly import on_cuda
-from ..graph import Result, RunFolder, Score
+from ..graph import RunFolder
 from ..retrieval import InputError, Question, read_questions
+from .comparison import tabulate_comparison
 from .overviews import tabulate_plan, tabulate_profile
 from .progress import PoolProgress
 from .session import PanelSettings, plan_run, profile_experts, solve_into
@@ -33,7 +22,6 @@ from .tables import clean_text, tabulate_answers, tabulate_costs
 __all__ = ["run_demo"]
 
 K = 2  # three of the laptop pool's four experts share weights: a larger panel would hold clones
-SEEDS = range(20)
 
 
 def run_demo(
@@ -81,7 +69,10 @@ def run_demo(
 
     console.rule("3. What was that worth?", align="left")
     everyone = _ask_everyone(out / "run", questions, catalog, progress)
-    console.print(_compare(result, everyone, profile, catalog))
+    k = min(K, len(catalog))
+    expertise = Expertise.of_profile(profile, tuple(catalog), k=k)
+    sizes = [size for size in (1, 2, 3) if size <= len(catalog)]
+    console.print(tabulate_comparison(result, everyone, expertise, k=k, calls=sizes))
     seconds = time.perf_counter() - started
     console.print(
         f"Profiling took {profiling['calls']} calls and {profiling['completion_tokens']:,} generated "
@@ -125,82 +116,3 @@ def _ask_everyone(
 
     with Pool(catalog, store=RunFolder(run).store, on_event=progress.show) as pool:
         return asyncio.run(work(pool))
-
-
-def _compare(
-    result: Result,
-    everyone: Mapping[str, Mapping[str, Answer]],
-    profile: Profile,
-    catalog: Catalog,
-) -> Table:
-    """The panel next to each expert alone, other ways to recruit, chance and the oracle."""
-    questions = [solution.question for solution in result]
-    k = min(K, len(catalog))
-    table = Table(
-        title=f"Right answers on {len(questions)} questions that no profile has seen",
-        title_justify="left",
-    )
-    for column in ("who", "calls each", "right", "share", "95 % interval"):
-        table.add_column(column, justify="left" if column == "who" else "right")
-    for alias, answers in everyone.items():
-        right = sum(_is_right(answers[q.id], q) for q in questions)
-        _add(table, alias, 1, Score(right=right, total=len(questions)))
-    table.add_section()
-    best = max(sorted(catalog), key=lambda alias: profile[alias].strength)
-    chosen = sum(_is_right(everyone[best][q.id], q) for q in questions)
-    _add(table, f"best on the references ({best})", 1, Score(right=chosen, total=len(questions)))
-    skills = {solution.question.id: solution.skills for solution in result}
-    top = _replay(questions, everyone, skills, profile, catalog, "top_k", k, 0)
-    _add(table, f"vote of the best {k} on the references", k, top)
-    drawn = [
-        _replay(questions, everyone, skills, profile, catalog, "random", k, seed) for seed in SEEDS
-    ]
-    mean = sum(score.share for score in drawn) / len(drawn)
-    table.add_row(
-        f"vote of {k} at random, mean of {len(SEEDS)} draws", str(k), "", f"{mean:.3f}", ""
-    )
-    assert result.score is not None
-    _add(table, f"[bold]the panel: {k} recruited by skill[/bold]", k, result.score)
-    for other in (size for size in (1, 2, 3) if size != k and size <= len(catalog)):
-        score = _replay(questions, everyone, skills, profile, catalog, "skill", other, 0)
-        _add(table, f"the same with {other}", other, score)
-    table.add_section()
-    table.add_row("chance", "0", "", f"{result.chance or 0:.3f}", "")
-    any_right = sum(any(_is_right(a[q.id], q) for a in everyone.values()) for q in questions)
-    _add(
-        table,
-        "oracle: any expert right",
-        len(catalog),
-        Score(right=any_right, total=len(questions)),
-    )
-    return table
-
-
-def _replay(
-    questions: Sequence[Question],
-    everyone: Mapping[str, Mapping[str, Answer]],
-    skills: Mapping[str, Sequence[str]],
-    profile: Profile,
-    catalog: Catalog,
-    policy: Policy,
-    k: int,
-    seed: int,
-) -> Score:
-    """What another policy would have scored with the very same answers."""
-    chosen = recruit(skills, tuple(catalog), k=k, profile=profile, policy=policy, seed=seed)
-    right = 0
-    for question in questions:
-        recruits = chosen[question.id]
-        answers = [everyone[r.expert][question.id] for r in recruits]
-        verdict = vote(question, answers, {r.expert: r.weight for r in recruits})
-        right += is_correct(verdict.answer, question)
-    return Score(right=right, total=len(questions))
-
-
-def _is_right(answer: Answer, question: Question) -> bool:
-    return is_correct(answer.answer, question)
-
-
-def _add(table: Table, name: str, calls: int, score: Score) -> None:
-    low, high = score.interval
-    table.add_row(name, str(calls), str(score.right), f"{score.share:.3f}", f"{low:.3f}–{high:.3f}")

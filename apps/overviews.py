@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from rich.table import Table
 
-from ..agents import LoadPlan, Profile
+from ..agents import LoadPlan, Profile, Strengths, Tally
 from .doctor import Finding
 from .pools import PoolCheck
 from .tables import clean_text
@@ -36,24 +37,36 @@ def tabulate_plan(plan: LoadPlan) -> Table:
 
 
 def tabulate_profile(profile: Profile) -> Table:
-    """Right answers per expert and skill; the best of each skill stands out."""
-    skills = sorted({skill for expert in profile.experts.values() for skill in expert.skills})
+    """Right answers per expert and skill; who is estimated best at a skill stands out.
+
+    A question counts for a skill by its share, so counts may be fractions.
+    """
+    strengths = Strengths.fit(profile.table())
+    views = [profile[alias] for alias in strengths.experts]
     table = Table(title="Profile: right answers per skill", title_justify="left")
     table.add_column("skill", overflow="fold")
-    for alias in profile.experts:
-        table.add_column(alias, justify="right", overflow="fold")
-    for skill in skills:
-        best = max(expert.estimate(skill) for expert in profile.experts.values())
-        cells: list[str] = []
-        for expert in profile.experts.values():
-            tally = expert.skills.get(skill)
-            cell = f"{tally.right}/{tally.total}" if tally else "—"
-            cells.append(f"[bold]{cell}[/bold]" if expert.estimate(skill) == best else cell)
+    for alias in strengths.experts:
+        table.add_column(clean_text(alias), justify="right", overflow="fold")
+    for column, skill in enumerate(strengths.skills):
+        shares_E = strengths.skill_ES[:, column]
+        cells = [_tell_tally(view.skills.get(skill, Tally())) for view in views]
+        for row in np.flatnonzero(shares_E == shares_E.max()):
+            cells[row] = f"[bold]{cells[row]}[/bold]"
         table.add_row(clean_text(skill), *cells)
     table.add_section()
-    totals = [f"{e.overall.right}/{e.overall.total}" for e in profile.experts.values()]
-    table.add_row("all", *totals)
+    table.add_row("all", *(_tell_tally(view.overall) for view in views))
+    table.add_section()
+    table.add_row("tokens per call", *(f"{view.tokens_per_call:.0f}" for view in views))
+    table.add_row("seconds per call", *(f"{view.seconds_per_call:.2f}" for view in views))
+    if profile.failed:
+        table.add_row("without a reply", *(str(view.failed or "—") for view in views))
     return table
+
+
+def _tell_tally(tally: Tally) -> str:
+    if not tally.total:
+        return "—"
+    return f"{round(tally.right, 1):g}/{round(tally.total, 1):g}"
 
 
 def tabulate_checks(checks: Sequence[PoolCheck]) -> Table:

@@ -9,15 +9,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ..agents import Catalog, KeywordSkills, LoadPlan, Policy, Pool, PoolEvent, Profile, recruit
+from ..agents import Catalog, Cost, LoadPlan, Policy, Pool, PoolEvent, Profile, SkillWeights
 from ..graph import (
     ProfileFolder,
     Resources,
     Result,
     RunFolder,
     make_resources,
+    recruit_first,
     run_batch,
     solve_many,
 )
@@ -35,7 +36,12 @@ class PanelSettings:
     k: int | None = None
     profile: Path | None = None
     policy: Policy = "skill"
+    adaptive: float | None = None
+    cost_weight: float = 0.0
+    cost_unit: Literal["tokens", "seconds"] = "tokens"
+    merging: Literal["posterior", "vote"] = "posterior"
     aggregator: str | None = None
+    abstain_below: float = 0.0
     samples: int = 1
     seed: int = 0
 
@@ -50,7 +56,11 @@ class PanelSettings:
             k=self.k,
             profile=self.profile,
             policy=self.policy,
+            adaptive=self.adaptive,
+            cost=Cost(unit=self.cost_unit, weight=self.cost_weight),
+            merging=self.merging,
             aggregator=self.aggregator,
+            abstain_below=self.abstain_below,
             samples=self.samples,
             seed=self.seed,
         )
@@ -63,11 +73,15 @@ class PanelSettings:
         file = pool.catalog.file
         asked = {alias: pool.identity(alias) for alias in pool.catalog}
         return {
-            "pool": _hash([asked, file.aggregator, file.skills, file.keywords_by]),
+            "pool": _hash([asked, file.aggregator, file.skills, file.keywords_by, file.skills_by]),
             "k": self.k,
-            "profile": None if self.profile is None else _hash(_counts(Profile.load(self.profile))),
+            "profile": None if self.profile is None else Profile.load(self.profile).fingerprint,
             "policy": self.policy,
+            "adaptive": self.adaptive,
+            "cost": [self.cost_unit, self.cost_weight],
+            "merging": self.merging,
             "aggregator": self.aggregator,
+            "abstain_below": self.abstain_below,
             "samples": self.samples,
             "seed": self.seed,
         }
@@ -129,7 +143,14 @@ def solve_into(
 
 
 def profile_experts(
-    out: Path, references: Sequence[Question], catalog: Catalog, watch: Watch, *, seed: int = 0
+    out: Path,
+    references: Sequence[Question],
+    catalog: Catalog,
+    watch: Watch,
+    *,
+    experts: Sequence[str] | None = None,
+    samples: int = 1,
+    seed: int = 0,
 ) -> tuple[Profile, dict[str, Any]]:
     """Build or grow a profile; gives it and the ledger of what that cost now.
 
@@ -138,8 +159,9 @@ def profile_experts(
     """
     folder = ProfileFolder(out)
     with Pool(catalog, store=folder.store, on_event=watch) as pool:
-        pool.check()
-        profile = asyncio.run(folder.build(pool, references, seed=seed))
+        pool.check(experts)
+        building = folder.build(pool, references, experts=experts, samples=samples, seed=seed)
+        profile = asyncio.run(building)
         return profile, pool.ledger.to_json()
 
 
@@ -152,39 +174,28 @@ def plan_run(questions: Sequence[Question], catalog: Catalog, settings: PanelSet
     """
     pool = Pool(catalog)
     resources = settings.resources(pool)
-    skills: dict[str, tuple[str, ...]] = {question.id: () for question in questions}
-    if resources.extractor is not None and catalog.file.skills:
+    skills: dict[str, SkillWeights] = {question.id: {} for question in questions}
+    if resources.extractor is not None and not resources.extractor.calls_per_question:
         skills = dict(asyncio.run(resources.extractor.extract(questions)))
-    chosen = recruit(
-        skills,
-        resources.experts,
-        k=resources.k,
-        profile=resources.profile,
-        policy=resources.policy,
-        seed=resources.seed,
-    )
+    chosen = recruit_first(resources, questions, skills)
     calls = Counter(r.expert for recruits in chosen.values() for r in recruits)
     per_expert = {alias: number * resources.samples for alias, number in calls.items()}
     last = () if resources.aggregator is None else (resources.aggregator,)
     for alias in last:  # at most: it is asked only where the panel disagrees
         per_expert[alias] = per_expert.get(alias, 0) + len(questions)
-    if isinstance(resources.extractor, KeywordSkills) and catalog.file.keywords_by is not None:
-        asked = len(questions) * resources.extractor.samples
-        per_expert[catalog.file.keywords_by] = per_expert.get(catalog.file.keywords_by, 0) + asked
-    known = resources.profile.experts if resources.profile is not None else {}
+    annotator = catalog.file.skills_by or catalog.file.keywords_by
+    if resources.extractor is not None and annotator is not None:
+        asked = len(questions) * resources.extractor.calls_per_question
+        if asked:
+            per_expert[annotator] = per_expert.get(annotator, 0) + asked
+    table = None if resources.expertise is None else resources.expertise.table
+    known = {} if table is None else {alias: at for at, alias in enumerate(table.experts)}
     return pool.plan(
         per_expert,
         last=last,
-        tokens_per_call={alias: expert.tokens_per_call for alias, expert in known.items()},
-        seconds_per_call={alias: expert.seconds_per_call for alias, expert in known.items()},
+        tokens_per_call={a: float(table.tokens_E[at]) for a, at in known.items() if table},
+        seconds_per_call={a: float(table.seconds_E[at]) for a, at in known.items() if table},
     )
-
-
-def _counts(profile: Profile) -> dict[str, Any]:
-    content = profile.to_json()
-    for row in content["experts"].values():
-        del row["seconds_per_call"], row["tokens_per_call"]
-    return content
 
 
 def _hash(content: Any) -> str:

@@ -31,13 +31,13 @@ def clean_text(text: str, width: int = 200) -> str:
 
 
 def tabulate_answers(result: Result) -> Table:
-    """One row per question: what was asked, the verdict, who was recruited, how far they agree."""
+    """One row per question: what was asked, the verdict, who was recruited, how sure they are."""
     table = Table(title="Answers", title_justify="left", expand=True)
     table.add_column("question", ratio=4, overflow="fold")
     table.add_column("answer", ratio=2, overflow="fold")
     table.add_column("gold", ratio=1, overflow="fold")
     table.add_column("experts", ratio=4, overflow="fold")
-    table.add_column("agree", justify="right")
+    table.add_column("sure", justify="right")
     for solution in result:
         table.add_row(
             clean_text(solution.question.text, 90),
@@ -67,7 +67,7 @@ def tell_answer(solution: Solution) -> RenderableType:
     skills = ", ".join(map(clean_text, solution.skills)) or "none recognised"
     return Group(
         Panel(_show_answer(solution), title="answer", title_align="left"),
-        f"skills: {skills}   agreement: {solution.confidence:.0%}   "
+        f"skills: {skills}   confidence: {solution.confidence:.0%}   "
         f"method: {solution.row['method']}   {clean_text(solution.row['note'])}",
         table,
     )

@@ -1,10 +1,14 @@
 """How the work flows: one state graph on a batch of questions, and its plain-Python face."""
 
+from .aggregating import rank_aggregators
 from .build import build_graph, create_graph
-from .profiling import ProfileFolder, choose_extractor
+from .extractors import choose_extractor, tell_reference_skills
+from .panels import recruit_first
+from .profiling import ProfileFolder
+from .resources import make_resources
 from .result import Result, Score, Solution, wilson_interval
 from .run import RunFolder
-from .solve import as_questions, asolve, make_resources, run_batch, solve, solve_many
+from .solve import as_questions, asolve, run_batch, solve, solve_many
 from .state import PanelInput, PanelOutput, PanelState, Resources
 
 __all__ = [
@@ -23,8 +27,11 @@ __all__ = [
     "choose_extractor",
     "create_graph",
     "make_resources",
+    "rank_aggregators",
+    "recruit_first",
     "run_batch",
     "solve",
     "solve_many",
+    "tell_reference_skills",
     "wilson_interval",
 ]

@@ -11,6 +11,7 @@ from .nodes import (
     aggregate,
     ask_recruits,
     extract_skills,
+    go_on,
     keep_failure,
     reason,
     recruit_experts,
@@ -24,7 +25,8 @@ def build_graph() -> StateGraph[PanelState, Resources, PanelInput, PanelOutput]:
     """The panel as a graph that can still be changed, before `compile`."""
     graph = StateGraph(PanelState, Resources, input_schema=PanelInput, output_schema=PanelOutput)
     graph.add_node("extract_skills", extract_skills)
-    graph.add_node("recruit", recruit_experts)
+    # Deferred: a further round begins when every expert of the last one has answered.
+    graph.add_node("recruit", recruit_experts, defer=True)
     # LangGraph finds the error parameter by its type, which its own annotation does not foresee.
     graph.add_node("reason", reason, input_schema=ExpertBatch, error_handler=keep_failure)  # pyright: ignore[reportCallIssue, reportArgumentType]
     graph.add_node("aggregate", aggregate, defer=True)
@@ -32,7 +34,7 @@ def build_graph() -> StateGraph[PanelState, Resources, PanelInput, PanelOutput]:
     graph.add_edge(START, "extract_skills")
     graph.add_edge("extract_skills", "recruit")
     graph.add_conditional_edges("recruit", ask_recruits, ["reason", "aggregate"])
-    graph.add_edge("reason", "aggregate")
+    graph.add_conditional_edges("reason", go_on, ["recruit", "aggregate"])
     graph.add_edge("aggregate", END)
     return graph
 

@@ -1,28 +1,26 @@
-"""A profile on disk: the counts, the references they come from, and every reply they rest on."""
+"""A profile on disk: the outcomes, the references they come from, and every reply they rest on."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from ..agents import (
-    AnswerStore,
-    EmbeddingSkills,
-    KeywordSkills,
-    Pool,
-    Profile,
-    SkillExtractor,
-    build_profile,
-)
-from ..retrieval import InputError, MiniLM, Question, read_questions
+from ..agents import AnswerStore, Pool, Profile, build_profile
+from ..agents.profile_files import FORMAT, MANIFEST, find_format
+from ..agents.profiling import drop_duplicates
+from ..retrieval import InputError, Question, read_questions
+from .extractors import tell_reference_skills
 
-__all__ = ["ProfileFolder", "choose_extractor"]
+__all__ = ["ProfileFolder"]
 
 
 class ProfileFolder:
-    """`profile.json`, `references.jsonl` and `replies.sqlite`. Growing it asks only what is missing.
+    """The files of a profile, `references.jsonl` and `replies.sqlite`. Growing it asks what is missing.
+
+    Where keywords were open, `vocabulary.json` tells which spellings were taken for which skill.
 
     Args:
         path: The folder; made when the profile is built.
@@ -37,43 +35,47 @@ class ProfileFolder:
         pool: Pool,
         references: Sequence[Question],
         *,
+        experts: Sequence[str] | None = None,
+        samples: int = 1,
         seed: int = 0,
     ) -> Profile:
-        """Profile the pool's experts over the references and write everything down.
+        """Profile experts over the references and write everything down.
+
+        Args:
+            pool: With this folder's `store`, so that an interrupted run goes on where it ended.
+            references: Those that the folder knows, and any new ones.
+            experts: Aliases to ask, all by default; what is known about others stays.
+            samples: Answers of each expert to each reference; further ones that are known stay.
+            seed: Of the samples.
 
         Raises:
-            InputError: as `build_profile`; or the folder holds a profile of other references.
+            InputError: as `build_profile`; or the folder holds a profile of other references, or one
+                that a newer version made.
         """
-        self._claim(references)
-        extractor = choose_extractor(pool, references)
-        skills: Mapping[str, Sequence[str]] = (
-            await extractor.extract(references)
-            if extractor is not None
-            else {q.id: q.skills for q in references}
+        earlier = self.references() if (self.path / "references.jsonl").exists() else []
+        distinct = drop_duplicates(references, prefer={question.id for question in earlier})
+        known, remarks = self._recall()
+        self._claim(earlier, distinct.questions)
+        told = await tell_reference_skills(pool, distinct.questions)
+        profile = await build_profile(
+            pool,
+            distinct.questions,
+            told.skills,
+            experts=experts,
+            samples=samples,
+            seed=seed,
+            known=known,
+            extractor=told.told_by,
         )
-        known = Profile.load(self.path) if (self.path / "profile.json").exists() else None
-        profile = await build_profile(pool, references, skills, seed=seed, known=known)
-        profile.save(self.path / "profile.json")
+        profile = replace(profile, remarks=(*distinct.remarks, *remarks, *profile.remarks))
+        profile.save(self.path)
+        if told.vocabulary is not None:
+            shown = json.dumps(told.vocabulary.to_json(), indent=1, ensure_ascii=True)
+            _write(self.path / "vocabulary.json", shown + "\n")
         return profile
 
-    def _claim(self, references: Sequence[Question]) -> None:
-        """Write the references down; a profile may grow by new ones, but not forget or change any."""
-        path = self.path / "references.jsonl"
-        known = {q.id: q for q in read_questions(path)} if path.exists() else {}
-        given = {question.id: question for question in references}
-        if any(given.get(qid) != question for qid, question in known.items()):
-            raise InputError(
-                f"{self.path} holds a profile of other references; choose a new folder for --out"
-            )
-        self.path.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(
-            "".join(json.dumps(q.to_json()) + "\n" for q in references), encoding="utf-8"
-        )
-        os.replace(part, path)
-
     def references(self) -> list[Question]:
-        """The labelled questions that the profile rests on.
+        """The labelled questions that the profile rests on, without duplicates.
 
         Raises:
             InputError: there is no profile in the folder.
@@ -82,23 +84,33 @@ class ProfileFolder:
             raise InputError(f"no profile in {self.path}: make one with `expertmix profile`")
         return read_questions(self.path / "references.jsonl")
 
+    def _recall(self) -> tuple[Profile | None, tuple[str, ...]]:
+        """The profile to grow from, if there is one that can be read; else what to tell about it."""
+        is_newer = False
+        try:
+            found = find_format(self.path / MANIFEST)
+            if found is None or found < FORMAT:  # what format 1 counted comes back from the replies
+                return None, ()
+            is_newer = found > FORMAT
+            return Profile.load(self.path), ()
+        except InputError as error:
+            if is_newer:
+                raise
+            return None, (f"the earlier profile could not be read and was made anew: {error}",)
 
-def choose_extractor(
-    pool: Pool, references: Sequence[Question] = (), *, seed: int = 0
-) -> SkillExtractor | None:
-    """The skill extractor that a pool file asks for; None if it asks for none.
+    def _claim(self, earlier: Sequence[Question], references: Sequence[Question]) -> None:
+        """Write the references down; a profile may grow by new ones, but not forget or change any."""
+        path = self.path / "references.jsonl"
+        given = {question.id: question for question in references}
+        if any(given.get(question.id) != question for question in earlier):
+            raise InputError(
+                f"{self.path} holds a profile of other references; choose a new folder for --out"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        _write(path, "".join(json.dumps(q.to_json()) + "\n" for q in references))
 
-    A closed vocabulary (`skills`) is matched by embedding and needs no model; labelled references
-    sharpen it. Otherwise `keywords_by` names the expert that is asked for keywords.
-    """
-    file = pool.catalog.file
-    if file.skills:
-        extractor = EmbeddingSkills(MiniLM(), file.skills)
-        labelled = [q for q in references if any(skill in file.skills for skill in q.skills)]
-        if labelled:
-            extractor.fit(labelled)
-        return extractor
-    if file.keywords_by is not None:
-        alias = file.keywords_by
-        return KeywordSkills(lambda asked: pool.generate(alias, asked, stage="skills"), seed=seed)
-    return None
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

@@ -52,12 +52,17 @@ class Solution:
 
     @property
     def confidence(self) -> float:
-        """Share of the panel's readable answers that agree."""
+        """Chance that the answer is right; without a profile, the share of readable answers that agree."""
         return self.row["confidence"]
 
     @property
-    def skills(self) -> list[str]:
-        """What the question was found to need."""
+    def abstained(self) -> bool:
+        """Whether there is no answer because the confidence was too small."""
+        return self.row["abstained"]
+
+    @property
+    def skills(self) -> dict[str, float]:
+        """What the question was found to need, each skill with its share of it."""
         return self.row["skills"]
 
     @property
@@ -140,7 +145,9 @@ class Result(Sequence[Solution]):
 
     def _repr_html_(self) -> str:
         """A table for notebooks. Everything in it is escaped: model text is untrusted."""
-        head = "".join(f"<th>{name}</th>" for name in ("question", "answer", "agree", "experts"))
+        head = "".join(
+            f"<th>{name}</th>" for name in ("question", "answer", "confidence", "experts")
+        )
         body = "".join(_html_row(solution) for solution in self.solutions[:200])
         more = len(self) - 200
         tail = f"<p>… and {more} more</p>" if more > 0 else ""

@@ -10,19 +10,18 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-from ..agents import Catalog, Policy, Pool, Profile, SkillExtractor
+from ..agents import Adaptive, Catalog, Cost, Policy, Pool, Profile, SkillExtractor
 from ..retrieval import InputError, Question
 from .build import create_graph
-from .profiling import ProfileFolder, choose_extractor
+from .resources import make_resources
 from .result import Result, Solution
 from .state import Resources
 
 __all__ = [
     "as_questions",
     "asolve",
-    "make_resources",
     "run_batch",
     "solve",
     "solve_many",
@@ -56,7 +55,11 @@ async def asolve(
     profile: Profile | str | Path | None = None,
     extractor: SkillExtractor | None = None,
     policy: Policy = "skill",
+    adaptive: Adaptive | float | None = None,
+    cost: Cost | None = None,
+    merging: Literal["posterior", "vote"] = "posterior",
     aggregator: str | None = None,
+    abstain_below: float = 0.0,
     experts: Sequence[str] = (),
     samples: int = 1,
     seed: int = 0,
@@ -70,8 +73,14 @@ async def asolve(
         profile: Who is good at what (`expertmix profile`); without one, experts are drawn at random.
         extractor: Tells which skills a question needs; default: what the pool file asks for.
         policy: How recruits are chosen, see `expertmix.agents.Policy`.
-        aggregator: Expert that merges drafts where the panel disagrees; default: the pool file's, or
-            a vote.
+        adaptive: Mean number of calls per question, or an `Adaptive`: few experts are asked about every
+            question, and more only where that is likely to help. Needs a profile.
+        cost: What calls cost, for the policy `skill` and for adaptive panels.
+        merging: `posterior` gives the answer that is likeliest by what the profile says about those who
+            gave it (without a profile: `vote`); `vote` the most common answer.
+        aggregator: Expert that merges drafts where the panel disagrees; `best` takes the one that the
+            profile's benchmark of aggregators prefers; default: the pool file's, or none.
+        abstain_below: Confidence below which a question gets no answer.
         experts: Aliases to recruit from; default: all.
         samples: Answers per expert and question.
         seed: Of everything that is drawn.
@@ -89,7 +98,11 @@ async def asolve(
             profile=profile,
             extractor=extractor,
             policy=policy,
+            adaptive=adaptive,
+            cost=cost,
+            merging=merging,
             aggregator=aggregator,
+            abstain_below=abstain_below,
             experts=experts,
             samples=samples,
             seed=seed,
@@ -122,53 +135,6 @@ async def run_batch(questions: Sequence[Question], resources: Resources) -> list
         context=resources,
     )
     return [Solution(question=question, row=_make_row(question, state)) for question in questions]
-
-
-def make_resources(
-    pool: Pool,
-    *,
-    k: int | None = None,
-    profile: Profile | str | Path | None = None,
-    aggregator: str | None = None,
-    experts: Sequence[str] = (),
-    extractor: SkillExtractor | None = None,
-    samples: int = 1,
-    seed: int = 0,
-    **settings: Any,
-) -> Resources:
-    """Check settings against a pool and make the graph's context of them.
-
-    Raises:
-        InputError: as `asolve`.
-    """
-    aliases = tuple(dict.fromkeys(experts)) or tuple(pool.catalog)
-    if samples < 1:
-        raise InputError(f"samples is {samples}; every expert answers at least once")
-    for alias in (*aliases, *([aggregator] if aggregator else [])):
-        _ = pool.catalog[alias]
-    k = min(3, len(aliases)) if k is None else k
-    if not 1 <= k <= len(aliases):
-        raise InputError(
-            f"k is {k}, but there are {len(aliases)} experts to recruit from "
-            f"({', '.join(aliases)}); choose k between 1 and {len(aliases)}"
-        )
-    references: list[Question] = []
-    if isinstance(profile, str | Path):
-        references = ProfileFolder(profile).references() if Path(profile).is_dir() else []
-        profile = Profile.load(profile)
-    if profile is not None:
-        profile.check(pool, aliases)
-    return Resources(
-        pool=pool,
-        k=k,
-        profile=profile,
-        experts=aliases,
-        extractor=extractor or choose_extractor(pool, references, seed=seed),
-        aggregator=aggregator or pool.catalog.file.aggregator,
-        samples=samples,
-        seed=seed,
-        **settings,
-    )
 
 
 def as_questions(questions: Questions) -> list[Question]:
@@ -229,10 +195,12 @@ def _make_row(question: Question, state: Mapping[str, Any]) -> dict[str, Any]:
         "answer": verdict["answer"],
         "confidence": verdict["confidence"],
         "method": verdict["method"],
-        "skills": state["skills"].get(question.id, []),
+        "abstained": verdict["abstained"],
+        "skills": state["skills"].get(question.id, {}),
         "experts": experts,
         "votes": verdict["votes"],
         "dissent": verdict["dissent"],
+        "chances": verdict["chances"],
         "unread": verdict["unread"],
         "missing": verdict["missing"],
         "note": verdict["note"],

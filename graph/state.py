@@ -7,12 +7,21 @@ strict msgpack. Everything that is live (the pool, extractors, profiles) comes i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from typing_extensions import TypedDict
 
-from ..agents import AnswerStyle, Policy, Pool, Profile, SkillExtractor
+from ..agents import (
+    Adaptive,
+    AggregatorScores,
+    AnswerStyle,
+    Cost,
+    Expertise,
+    Policy,
+    Pool,
+    SkillExtractor,
+)
 from ..retrieval import Question
 
 __all__ = [
@@ -56,21 +65,22 @@ class Asked(TypedDict):
 
 
 class Skilled(TypedDict):
-    """Skills by question id; an empty list where none could be told."""
+    """Skills with their shares by question id, the most needed first; empty where none could be told."""
 
-    skills: dict[str, list[str]]
-
-
-class Started(Skilled):
-    """Skills, and no answers yet."""
-
-    answers: Annotated[dict[str, Json], merge_answers]
+    skills: dict[str, dict[str, float]]
 
 
 class Recruited(TypedDict):
-    """`Recruit.to_json()` lists by question id, the most promising first."""
+    """`Recruit.to_json()` lists by question id, the most promising first, and how often it was recruited."""
 
     recruits: dict[str, list[Json]]
+    round: int
+
+
+class Started(Skilled, Recruited):
+    """Skills; no recruits and no answers yet."""
+
+    answers: Annotated[dict[str, Json], merge_answers]
 
 
 class Answered(TypedDict):
@@ -84,6 +94,8 @@ class ExpertBatch(TypedDict):
 
     expert: str
     questions: list[Json]
+    draws: dict[str, int]
+    """Question id to the number of times that the expert was drawn for it, where that is not once."""
 
 
 class PanelInput(Asked):
@@ -93,7 +105,7 @@ class PanelInput(Asked):
 class PanelOutput(TypedDict):
     """What the graph gives: `Verdict.to_json()` by question id, and how it came about."""
 
-    skills: dict[str, list[str]]
+    skills: dict[str, dict[str, float]]
     recruits: dict[str, list[Json]]
     answers: Annotated[dict[str, Json], merge_answers]
     verdicts: dict[str, Json]
@@ -113,15 +125,25 @@ class Resources:
     """Open; the graph does not close it."""
     extractor: SkillExtractor | None = None
     """Tells what a question needs; None leaves every question without skills."""
-    profile: Profile | None = None
-    """Who is good at what; None recruits at random."""
+    expertise: Expertise | None = None
+    """Who is good at what; None recruits at random and votes."""
     k: int = 3
-    """Experts per question."""
+    """Experts per question; an adaptive panel starts with `adaptive.first` instead."""
+    adaptive: Adaptive | None = None
+    """Ask more experts only about questions that are still undecided; needs `expertise`."""
     samples: int = 1
     """Answers per expert and question."""
     policy: Policy = "skill"
+    cost: Cost = field(default_factory=Cost)
+    """What calls cost, for the policy `skill` and adaptive panels."""
+    merging: Literal["posterior", "vote"] = "posterior"
+    """`posterior` weighs each answer by what is known about its experts; it needs `expertise`."""
     aggregator: str | None = None
-    """Alias of the expert that merges drafts where the panel disagrees; None votes."""
+    """Alias of the expert that merges drafts where the panel disagrees; None leaves it at `merging`."""
+    aggregators: AggregatorScores | None = None
+    """Benchmarked aggregators; each question goes to the best at its skills unless `aggregator` names one."""
+    abstain_below: float = 0.0
+    """Confidence below which a question gets no answer."""
     experts: tuple[str, ...] = ()
     """Aliases to recruit from; empty means the whole pool."""
     style: AnswerStyle | None = None

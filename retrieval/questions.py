@@ -1,4 +1,4 @@
-"""Questions as people write them down: one JSON object a line, or a parquet table."""
+"""Questions as people write them down: one JSON object a line, a parquet table, or a set on the hub."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from .errors import InputError
+from .hub_questions import is_hub_name, read_hub_rows
 
 __all__ = ["AnswerKind", "Question", "fingerprint", "read_questions"]
 
@@ -73,15 +74,14 @@ class Question:
 def read_questions(path: str | Path, *, limit: int | None = None) -> list[Question]:
     """Read questions from a `.jsonl` or `.parquet` file, in the file's order.
 
-    A row without an id gets its number (`q1`, `q2`, …).
+    A row without an id gets its number (`q1`, `q2`, …). Instead of a file, `path` may name a data set of
+    the Hugging Face hub, pinned to a commit: `hf:OWNER/NAME[/CONFIG][:SPLIT]@COMMIT`, see `HubName`.
 
     Raises:
-        InputError: the file is missing or empty, or a row is unusable; the message names the row.
+        InputError: the file is missing or empty, or a row is unusable; the message names the row. For a
+            data set also as `read_hub_rows`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no question file at {path}: give a .jsonl or .parquet file")
-    rows = _parquet_rows(path) if path.suffix == ".parquet" else _jsonl_rows(path)
+    rows = read_hub_rows(str(path)) if is_hub_name(path) else _file_rows(Path(path))
     questions: list[Question] = []
     first_seen: dict[str, str] = {}
     for place, row in rows:
@@ -107,6 +107,12 @@ def fingerprint(questions: Iterable[Question]) -> str:
     """A sha256 over the questions' contents, the same in any order."""
     lines = sorted(json.dumps(q.to_json(), sort_keys=True) for q in questions)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _file_rows(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    if not path.is_file():
+        raise InputError(f"no question file at {path}: give a .jsonl or .parquet file")
+    return _parquet_rows(path) if path.suffix == ".parquet" else _jsonl_rows(path)
 
 
 def _jsonl_rows(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
@@ -136,7 +142,7 @@ def _parquet_rows(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
         import pyarrow.parquet as pq
     except ImportError:
         raise InputError(
-            f"reading {path} needs pyarrow: pip install 'expertmix[eval]', or give a .jsonl file"
+            f"reading {path} needs pyarrow: pip install pyarrow, or give a .jsonl file"
         ) from None
     try:
         rows = cast("list[dict[str, Any]]", pq.read_table(path).to_pylist())

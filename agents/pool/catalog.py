@@ -108,6 +108,10 @@ def _check_aliases(file: PoolFile, experts: Mapping[str, object]) -> None:
     for alias in aliases:
         if aliases.count(alias) > 1:
             raise InputError(f'two experts have the alias "{alias}"; aliases must differ')
-    for role, alias in (("aggregator", file.aggregator), ("keywords_by", file.keywords_by)):
+    for role, alias in (
+        ("aggregator", file.aggregator),
+        ("keywords_by", file.keywords_by),
+        ("skills_by", file.skills_by),
+    ):
         if alias is not None and alias not in experts:
             raise InputError(f'{role} "{alias}" is no expert; the pool has {", ".join(experts)}')

@@ -179,6 +179,10 @@ class PoolFile(_Strict):
     keywords_by: Alias | None = Field(
         None, description="Expert that names the skills when there is no closed vocabulary."
     )
+    skills_by: Alias | None = Field(
+        None,
+        description="Expert that names the skills in one structured answer, out of `skills` if given.",
+    )
     experts: tuple[ExpertSpec, ...] = Field(min_length=1)
 
 

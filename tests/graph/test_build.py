@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
-from expertmix.agents import Pool, Profile
+from expertmix.agents import Pool
 from expertmix.agents.engines import Request
 from expertmix.agents.engines.scripted import Faults, ScriptedEngine
-from expertmix.agents.profile import ExpertProfile, Tally
 from expertmix.graph import PanelState, Resources, build_graph, create_graph
 from expertmix.graph.state import merge_answers
 from expertmix.retrieval import Question
@@ -101,10 +100,10 @@ async def test_a_question_that_is_too_long_fails_and_the_others_go_on() -> None:
 async def test_nobody_recruited_still_ends_in_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     from expertmix.graph import nodes
 
-    def nobody(skills: dict[str, Any], *_: Any, **__: Any) -> dict[str, list[Any]]:
-        return {qid: [] for qid in skills}
+    def nobody(_: Any, asked: list[Question], __: Any) -> dict[str, list[Any]]:
+        return {question.id: [] for question in asked}
 
-    monkeypatch.setattr(nodes, "recruit", nobody)
+    monkeypatch.setattr(nodes, "recruit_first", nobody)
     async with Pool.from_engines({"a": says("A")}) as pool:
         state = await run(pool, 2, k=1)
     assert {v["method"] for v in state["verdicts"].values()} == {"none"}
@@ -193,21 +192,6 @@ async def test_a_thread_forgets_the_answers_to_an_earlier_batch() -> None:
         state = await graph.ainvoke({"questions": questions(1)}, config, context=second)
     assert list(state["answers"]) == ["a"]
     assert state["verdicts"]["q0"]["votes"] == {"A": ["a"]}
-
-
-async def test_recruits_follow_the_profile() -> None:
-    def expert(right: int) -> ExpertProfile:
-        return ExpertProfile(
-            identity="", skills={"x": Tally(right, 10 - right)}, overall=Tally(right, 10 - right)
-        )
-
-    profile = Profile(
-        references="", prompts="", seed=0, experts={"a": expert(2), "b": expert(9), "c": expert(5)}
-    )
-    async with Pool.from_engines({name: says(name.upper()) for name in "abc"}) as pool:
-        state = await run(pool, 1, k=2, profile=profile)
-    assert [r["expert"] for r in state["recruits"]["q0"]] == ["b", "c"]
-    assert "9 of 10" in state["recruits"]["q0"][0]["reason"]
 
 
 def test_merging_answers_twice_changes_nothing() -> None:

@@ -132,4 +132,4 @@ async def test_a_closed_vocabulary_makes_skills(pool_file: Path) -> None:
     encoder = DeterministicFakeEmbedding(size=16)
     extractor = EmbeddingSkills(encoder, {"sums": "adding numbers"}, floor=-1.0)
     result = await asolve(SUM, pool_file, extractor=extractor)
-    assert result[0].skills == ["sums"]
+    assert result[0].skills == {"sums": 1.0}

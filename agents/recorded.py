@@ -50,9 +50,9 @@ class Recorded:
 
     questions: tuple[Question, ...]
     splits: tuple[str, ...]
-    """Of each question; empty strings where the folder has none."""
+    """Of each question; empty where the folder has none."""
     categories: tuple[str, ...]
-    """Of each question; an empty string where there is none."""
+    """Likewise."""
     table: OutcomeTable
     """Without skills and costs: these depend on which questions may be learnt from."""
     tokens_NE: Floats
@@ -68,8 +68,8 @@ class Recorded:
 
     def halve(self, seed: int) -> Recorded:
         """The same answers with splits `profile` and `test`, drawn by a hash of seed and id."""
-        drawn = [derive_seed(seed, "half", question.id) % 2 for question in self.questions]
-        return replace(self, splits=tuple("test" if half else "profile" for half in drawn))
+        halves = [derive_seed(seed, "half", question.id) % 2 for question in self.questions]
+        return replace(self, splits=tuple("test" if half else "profile" for half in halves))
 
     def divide(self, profile: str, test: str) -> Division:
         """Rows of two splits. A question of the profile that is also tested on, or that stands in the
@@ -117,7 +117,8 @@ def read_recorded(folder: str | Path, models: Sequence[str] | None = None) -> Re
 
     A label is the place of the option for choices. Answers to open questions are numbered in the
     order of their normal forms; equal ones (but for case and spaces, numbers by value) share a label.
-    Where `correct` contradicts `predicted` and `gold`, these decide, and a note counts it.
+    Where `correct` contradicts `predicted` and `gold`, these decide, and a note counts it; where
+    nothing is predicted, `correct` decides.
 
     Args:
         folder: See the module.
@@ -151,10 +152,9 @@ def read_recorded(folder: str | Path, models: Sequence[str] | None = None) -> Re
     questions = tuple(read_question(row, folder, strict=mergeable) for row in rows)
     filled = _Filled(questions, experts, mergeable)
     filled.fill(given)
-    if filled.labeller.late_golds:
+    if late := filled.labeller.late_golds:
         notes.append(
-            f"{filled.labeller.late_golds} questions have a gold letter beyond their options; they "
-            "count as having options up to it"
+            f"{late} questions have a gold letter beyond their options, which reach up to it"
         )
     return Recorded(
         questions=questions,
@@ -245,6 +245,9 @@ class _Filled:
                 return MISSING
             return 0 if correct else UNREADABLE if row.get("answered") is False else 1 + column
         said = _said(row)
+        if said is None and correct:
+            self.odd["answers were not kept but marked right; they count as the gold answer"] += 1
+            return int(self.labeller.gold_N[at])
         label = UNREADABLE if said is None else self.labeller.label(at, said)
         if said is not None and label == UNREADABLE:
             self.odd["answers name no option of their question; they count as unreadable"] += 1
@@ -284,8 +287,8 @@ def _unite_questions(
 
 def _identify(question: Question) -> tuple[str, ...]:
     """What two copies of one question have in common."""
-    parts = (question.text, *sorted(question.options))
-    return tuple(normal_text(part) or part for part in parts)
+    options = sorted(normal_text(option) or option for option in question.options)
+    return normal_text(question.text) or question.text, *options
 
 
 def _said(row: Mapping[str, Any]) -> str | None:
@@ -293,6 +296,6 @@ def _said(row: Mapping[str, Any]) -> str | None:
     return None if said is None or row.get("answered") is False else str(said)
 
 
-def _rank(row: Mapping[str, Any]) -> tuple[bool, str, str]:
+def _rank(row: Mapping[str, Any]) -> tuple[bool, str, str, str]:
     said = _said(row)
-    return said is None, said or "", str(row.get("correct"))
+    return said is None, said or "", str(row.get("correct")), str(row.get("output_chars"))

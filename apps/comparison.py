@@ -35,8 +35,11 @@ SHOWN = {
     "paper": "the paper's formula: {k} drawn, vote",
     "skill_vote": "{k} recruited by skill, vote",
     "skill": "{k} recruited by skill, weighed",
-    "adaptive": "recruited by skill, {k} calls on average, weighed",
+    "adaptive": "recruited by skill, at most {k} calls on average",
 }
+
+OURS = ("skill", "skill_vote", "adaptive")
+"""Shown at every size; the others at the panel's own."""
 
 Everyone = Mapping[str, Mapping[str, Answer]]
 
@@ -51,7 +54,7 @@ def tabulate_comparison(
         everyone: Every expert's answer to every question, by alias and question id.
         expertise: What the panel recruited by.
         k: Experts per question of that panel.
-        calls: Panel sizes to replay.
+        calls: Panel sizes at which recruiting by skill is replayed.
     """
     questions = [solution.question for solution in result]
     number = len(questions)
@@ -65,7 +68,7 @@ def tabulate_comparison(
         _add(table, alias, "1", Score(right=right, total=number))
     table.add_section()
     skills = {solution.question.id: solution.skills for solution in result}
-    for policy, size, replays in _replay(questions, everyone, skills, expertise, calls):
+    for policy, size, replays in _replay(questions, everyone, skills, expertise, k, calls):
         told = SHOWN[policy].format(k=size)
         if len(replays) > 1:
             told += f", mean of {len(replays)} seeds"
@@ -118,6 +121,7 @@ def _replay(
     everyone: Everyone,
     skills: Mapping[str, SkillWeights],
     expertise: Expertise,
+    k: int,
     calls: Sequence[int],
 ) -> list[tuple[str, int, list[Replay]]]:
     """Policy, size, and a replay for each seed, in the order of `SHOWN`."""
@@ -147,7 +151,7 @@ def _replay(
     return [
         (policy, size, found[policy, size])
         for policy, size in ranked
-        if size in calls or policy == "best_single"
+        if policy == "best_single" or size in (calls if policy in OURS else (k,))
     ]
 
 

@@ -7,12 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 from rich.table import Table
 
-from ..agents import LoadPlan, Profile, Strengths, Tally
+from ..agents import AggregatorScores, LoadPlan, Profile, Strengths, Tally
 from .doctor import Finding
 from .pools import PoolCheck
 from .tables import clean_text
 
-__all__ = ["tabulate_checks", "tabulate_findings", "tabulate_plan", "tabulate_profile"]
+__all__ = [
+    "tabulate_aggregators",
+    "tabulate_checks",
+    "tabulate_findings",
+    "tabulate_plan",
+    "tabulate_profile",
+]
 
 
 def tabulate_plan(plan: LoadPlan) -> Table:
@@ -60,6 +66,34 @@ def tabulate_profile(profile: Profile) -> Table:
     table.add_row("seconds per call", *(f"{view.seconds_per_call:.2f}" for view in views))
     if profile.failed:
         table.add_row("without a reply", *(str(view.failed or "—") for view in views))
+    return table
+
+
+def tabulate_aggregators(scores: AggregatorScores) -> Table:
+    """How often each candidate gave the right answer out of one right and two wrong drafts."""
+    table = Table(title=f"Merging drafts, {scores.number} cases", title_justify="left")
+    for column in ("candidate", "right", "share", "95 % interval", "unreadable", "failed"):
+        table.add_column(column, justify="left" if column == "candidate" else "right")
+    best = scores.choose() if any(s.usable for s in scores.candidates.values()) else None
+    for alias, score in scores.candidates.items():
+        low, high = score.interval()
+        name = clean_text(alias)
+        table.add_row(
+            f"[bold]{name}[/bold]" if alias == best else name,
+            f"{score.right:g}/{score.total:g}",
+            f"{score.overall:.3f}",
+            f"{low:.3f}–{high:.3f}",
+            str(score.unreadable),
+            str(score.failed),
+        )
+    table.add_section()
+    table.add_row("a draft at random", "", f"{scores.chance:.3f}", "", "", "")
+    table.add_row("vote", "", f"{scores.vote:.3f}", "", "", "")
+    table.caption = "shares are shrunk towards chance; " + (
+        ", ".join(f"{n} references dropped: {why}" for why, n in scores.dropped.items())
+        or "all used"
+    )
+    table.caption_justify = "left"
     return table
 
 

@@ -11,20 +11,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..agents import Catalog, Cost, LoadPlan, Policy, Pool, PoolEvent, Profile, SkillWeights
+from ..agents import (
+    AggregatorScores,
+    Catalog,
+    Cost,
+    LoadPlan,
+    Policy,
+    Pool,
+    PoolEvent,
+    Profile,
+    SkillWeights,
+)
 from ..graph import (
     ProfileFolder,
     Resources,
     Result,
     RunFolder,
     make_resources,
+    rank_aggregators,
     recruit_first,
     run_batch,
     solve_many,
 )
 from ..retrieval import Question
 
-__all__ = ["PanelSettings", "answer_once", "plan_run", "profile_experts", "solve_into"]
+__all__ = [
+    "PanelSettings",
+    "answer_once",
+    "plan_run",
+    "profile_experts",
+    "score_aggregators",
+    "solve_into",
+]
 
 Watch = Callable[[PoolEvent], None]
 
@@ -163,6 +181,30 @@ def profile_experts(
         building = folder.build(pool, references, experts=experts, samples=samples, seed=seed)
         profile = asyncio.run(building)
         return profile, pool.ledger.to_json()
+
+
+def score_aggregators(
+    folder: Path,
+    catalog: Catalog,
+    watch: Watch,
+    *,
+    candidates: Sequence[str] = (),
+    samples: int = 1,
+    limit: int | None = None,
+) -> tuple[AggregatorScores, dict[str, Any]]:
+    """Benchmark who merges drafts best; gives the scores and the ledger of what that cost now.
+
+    Raises:
+        InputError: as `rank_aggregators`.
+    """
+    kept = ProfileFolder(folder)
+    _ = kept.references()
+    with Pool(catalog, store=kept.store, on_event=watch) as pool:
+        pool.check()
+        scores = asyncio.run(
+            rank_aggregators(kept, pool, candidates=candidates, samples=samples, limit=limit)
+        )
+        return scores, pool.ledger.to_json()
 
 
 def plan_run(questions: Sequence[Question], catalog: Catalog, settings: PanelSettings) -> LoadPlan:

@@ -37,7 +37,7 @@ def run(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[s
 def place(tmp_path: Path) -> Path:
     script = {"a": "Answer: 2", "b": "Answer: (B)", "c": "Answer: Rome"}
     (tmp_path / "right.json").write_text(json.dumps(script))
-    (tmp_path / "wrong.json").write_text(json.dumps({"*": "I do not know"}))
+    (tmp_path / "wrong.json").write_text(json.dumps({"*": ""}))
     rows = [
         {"alias": "right", "engine": "scripted", "script": "right.json"},
         {"alias": "wrong", "engine": "scripted", "script": "wrong.json"},
@@ -132,7 +132,7 @@ def test_ask_shows_who_answered_and_why(place: Path) -> None:
     (place / "right.json").write_text(json.dumps({"*": "Because.\nAnswer: 42"}))
     done = run("ask", "What is 6 x 7?", cwd=place)
     assert done.returncode == 0, done.stderr
-    for word in ("42", "right", "wrong", "drawn at random", "agreement", "What it cost"):
+    for word in ("42", "right", "wrong", "drawn at random", "confidence", "What it cost"):
         assert word in done.stdout
     told = json.loads(run("ask", "What is 6 x 7?", "--json", cwd=place).stdout)
     assert told["answer"] == "42"

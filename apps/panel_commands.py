@@ -1,0 +1,166 @@
+"""The commands that put a panel to work: `ask`, `solve`, `plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..agents import Catalog
+from ..graph import Result
+from ..retrieval import Question, read_questions
+from .console import open_stderr, print_json, resumable, show, tell_failures, watching
+from .options import (
+    AbstainOption,
+    AdaptiveOption,
+    AggregatorOption,
+    CostOption,
+    JsonOption,
+    KOption,
+    LimitOption,
+    MergingOption,
+    PolicyOption,
+    PoolOption,
+    ProfileOption,
+    SamplesOption,
+    SeedOption,
+)
+from .overviews import tabulate_plan
+from .pools import find_pool
+from .session import PanelSettings, answer_once, plan_run, solve_into
+from .tables import clean_text, tabulate_answers, tabulate_costs, tabulate_experts, tell_answer
+
+__all__ = ["ask", "plan", "solve"]
+
+
+def ask(
+    text: Annotated[str, typer.Argument(help="The question.")],
+    pool: PoolOption = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="A choice; give one or more times.")
+    ] = None,
+    profile: ProfileOption = None,
+    k: KOption = None,
+    policy: PolicyOption = "skill",
+    adaptive: AdaptiveOption = None,
+    merging: MergingOption = "posterior",
+    aggregator: AggregatorOption = None,
+    abstain_below: AbstainOption = 0.0,
+    cost_weight: CostOption = 0.0,
+    samples: SamplesOption = 1,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer one question, and show who answered and why."""
+    settings = PanelSettings(
+        k=k,
+        profile=profile,
+        policy=policy,
+        adaptive=adaptive,
+        merging=merging,
+        aggregator=aggregator,
+        abstain_below=abstain_below,
+        cost_weight=cost_weight,
+        samples=samples,
+        seed=seed,
+    )
+    question = Question.from_json({"id": "q1", "text": text, "options": option or []})
+    catalog = Catalog.load(find_pool(pool))
+    with watching(quiet=as_json) as progress:
+        result = answer_once(question, catalog, settings, progress.show)
+    if as_json:
+        print_json({**result[0].row, "ledger": result.ledger})
+    else:
+        show(tell_answer(result[0]), tabulate_costs(result.ledger))
+    tell_failures(result)
+
+
+def solve(
+    questions: Annotated[Path, typer.Argument(help=".jsonl or .parquet, one question a row.")],
+    pool: PoolOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Run folder; a second run goes on.")] = Path(
+        "runs/solve"
+    ),
+    profile: ProfileOption = None,
+    k: KOption = None,
+    policy: PolicyOption = "skill",
+    adaptive: AdaptiveOption = None,
+    merging: MergingOption = "posterior",
+    aggregator: AggregatorOption = None,
+    abstain_below: AbstainOption = 0.0,
+    cost_weight: CostOption = 0.0,
+    samples: SamplesOption = 1,
+    limit: LimitOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a file of questions into a folder; what is finished is never asked again."""
+    settings = PanelSettings(
+        k=k,
+        profile=profile,
+        policy=policy,
+        adaptive=adaptive,
+        merging=merging,
+        aggregator=aggregator,
+        abstain_below=abstain_below,
+        cost_weight=cost_weight,
+        samples=samples,
+        seed=seed,
+    )
+    asked = read_questions(questions, limit=limit)
+    catalog = Catalog.load(find_pool(pool))
+    with resumable(out), watching(quiet=as_json) as progress:
+        result = solve_into(out, asked, catalog, settings, progress.show)
+    _report(result, out, as_json)
+    if (why := progress.failures.get("answer store")) is not None:
+        open_stderr().print(
+            f"[red]not every reply was kept:[/red] {clean_text(why)}", soft_wrap=True
+        )
+
+
+def plan(
+    questions: Annotated[Path, typer.Argument(help=".jsonl or .parquet, one question a row.")],
+    pool: PoolOption = None,
+    profile: ProfileOption = None,
+    k: KOption = None,
+    policy: PolicyOption = "skill",
+    adaptive: AdaptiveOption = None,
+    merging: MergingOption = "posterior",
+    aggregator: AggregatorOption = None,
+    abstain_below: AbstainOption = 0.0,
+    cost_weight: CostOption = 0.0,
+    samples: SamplesOption = 1,
+    limit: LimitOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what `solve` would load and ask, without loading anything."""
+    settings = PanelSettings(
+        k=k,
+        profile=profile,
+        policy=policy,
+        adaptive=adaptive,
+        merging=merging,
+        aggregator=aggregator,
+        abstain_below=abstain_below,
+        cost_weight=cost_weight,
+        samples=samples,
+        seed=seed,
+    )
+    made = plan_run(read_questions(questions, limit=limit), Catalog.load(find_pool(pool)), settings)
+    if as_json:
+        print_json(made.to_json())
+    else:
+        show(tabulate_plan(made))
+
+
+def _report(result: Result, out: Path, as_json: bool) -> None:
+    if as_json:
+        print_json({"answers": result.to_rows(), "ledger": result.ledger})
+    else:
+        accuracy = [tabulate_experts(result)] if result.score is not None else []
+        where = clean_text(str(out))
+        kept = f"Answers are in {where}/answers.jsonl, costs in {where}/ledger.json."
+        show(tabulate_answers(result), *accuracy, tabulate_costs(result.ledger), kept)
+    tell_failures(result)

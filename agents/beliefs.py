@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..retrieval import InputError
-from .outcomes import UNREADABLE, OutcomeTable, SkillWeights
+from .outcomes import MISSING, UNREADABLE, OutcomeTable, SkillWeights
 from .strength import Strengths
 
 __all__ = [
@@ -50,6 +50,11 @@ class Beliefs:
     """Fitted on a profile's table by `fit`; everything in it is a number per expert."""
 
     strengths: Strengths
+    """Of all replies: what an expert is known for."""
+    skilled: Strengths
+    """Of readable replies only: how likely an answer is to be right once it was given."""
+    legible: Strengths
+    """How likely a reply is to hold an answer, which differs by skill as well."""
     ability_E: Floats
     slope_E: Floats
     concentration: float
@@ -86,6 +91,8 @@ class Beliefs:
         readable_E = ((table.labels_NE > UNREADABLE).sum(0) + 1) / (asked_E + 1)
         return cls(
             strengths=Strengths.fit(table),
+            skilled=Strengths.fit(_relabel(table, unreadable=MISSING)),
+            legible=Strengths.fit(_relabel(table, readable=table.gold_N[:, None])),
             ability_E=ability_E,
             slope_E=slope_E,
             concentration=fit_concentration(table),
@@ -95,26 +102,40 @@ class Beliefs:
 
     def foresee(self, skills: Sequence[SkillWeights]) -> Floats:
         """Ability [Q, E] of each expert at each question, on the logit scale, at ease 0."""
-        return self.shift(self.strengths.estimate(skills))
+        return self.shift(self.skilled.estimate(skills))
 
     def shift(self, estimates_QE: Floats) -> Floats:
-        """As `foresee`, for estimates of `Strengths` that are already a matrix."""
+        """As `foresee`, for estimates of `skilled` that are already a matrix."""
         estimated_QE = np.clip(estimates_QE, 0.01, 0.99)
-        overall_E = np.clip(self.strengths.overall_E, 0.01, 0.99)
+        overall_E = np.clip(self.skilled.overall_E, 0.01, 0.99)
         moved_QE = _logit(estimated_QE) - _logit(overall_E)
         shared_Q1 = moved_QE.mean(1, keepdims=True)
         # A marginal log-odds belongs to a steeper conditional one (probit approximation).
         steep_E = np.sqrt(1 + math.pi / 8 * self.slope_E**2)
         return self.ability_E + (moved_QE - (1 - SHARED) * shared_Q1) * steep_E
 
-    def expect(self, ability_QE: Floats) -> Floats:
+    def expect(self, skills: Sequence[SkillWeights]) -> Floats:
         """Chance [Q, E] to give a readable answer and to be right, over all degrees of ease."""
         steep_E = np.sqrt(1 + math.pi / 8 * self.slope_E**2)
-        return self.readable_E / (1 + np.exp(-ability_QE / steep_E))
+        right_QE = 1 / (1 + np.exp(-self.foresee(skills) / steep_E))
+        return np.clip(self.legible.estimate(skills), 0.0, 1.0) * right_QE
 
     def soften(self, temperature: float) -> Beliefs:
         """The same beliefs, stated with less (above 1) or more confidence."""
         return replace(self, temperature=temperature)
+
+
+def _relabel(
+    table: OutcomeTable,
+    *,
+    readable: npt.NDArray[np.integer] | None = None,
+    unreadable: int = UNREADABLE,
+) -> OutcomeTable:
+    """The table with other labels for replies that hold an answer, or for those that hold none."""
+    labels_NE = np.where(table.labels_NE == UNREADABLE, unreadable, table.labels_NE)
+    if readable is not None:
+        labels_NE = np.where(table.labels_NE > UNREADABLE, readable, labels_NE)
+    return replace(table, labels_NE=labels_NE.astype(np.int16))
 
 
 def count_options(options: npt.NDArray[np.integer]) -> Ints:

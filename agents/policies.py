@@ -150,7 +150,7 @@ def recruit_many(call: Call, policy: Policy) -> Chosen:
 
 def recruit_by_skill(call: Call) -> Chosen:
     """Best log-odds first; each next expert also pays for errors like those of the chosen, and its cost."""
-    chance_QE = call.beliefs.expect(call.beliefs.foresee(call.skills))
+    chance_QE = call.beliefs.expect(call.skills)
     clipped_QE = np.clip(chance_QE, 1e-6, 1 - 1e-6)
     worth_QE = np.log(clipped_QE) - np.log1p(-clipped_QE)
     spent_E = getattr(call.table, f"{call.cost.unit}_E")

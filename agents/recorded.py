@@ -58,8 +58,8 @@ class Recorded:
     tokens_NE: Floats
     """Estimated length of each reply, a token per four characters; 0 where unknown."""
     mergeable: bool = True
-    """Whether the answers themselves were kept. If only right and wrong are known, a right answer
-    has the label 0 and each model's wrong ones a label of their own: nothing can be voted on."""
+    """Whether answers were kept. If only right and wrong are known, 0 is right and each model's wrong
+    answers have a label of their own: nothing can be voted on."""
     notes: tuple[str, ...] = ()
     """What was odd and how it was read, a sentence each."""
 

@@ -91,7 +91,7 @@ def extend_panels(
         cost=context.cost,
         spent_E=table.tokens_E if context.cost.unit == "tokens" else table.seconds_E,
     )
-    expected_QE = beliefs.expect(evidence.ability_QE)
+    expected_QE = beliefs.expect([state["skills"].get(q.id, {}) for q in questions])
     for call in further:
         qid, expert = questions[call.row].id, beliefs.experts[call.expert]
         why = explain_recruit(beliefs, expert, state["skills"].get(qid, {}))

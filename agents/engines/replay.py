@@ -194,7 +194,7 @@ def _columns(path: Path) -> list[str]:
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError:
-        raise InputError(f"reading {path} needs pyarrow: pip install 'expertmix[eval]'") from None
+        raise InputError(f"reading {path} needs pyarrow: pip install pyarrow") from None
     try:
         return list(parquet.read_schema(path).names)
     except pa.ArrowInvalid as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -176,14 +177,7 @@ def test_a_stronger_expert_is_asked_first_and_an_expert_like_the_panel_later() -
     assert BELIEFS.ability_E[best] == BELIEFS.ability_E[2:].max()
     alike_EE = np.zeros((EXPERTS, EXPERTS))
     alike_EE[:2, best] = alike_EE[best, :2] = 0.99
-    copies = Beliefs(
-        strengths=BELIEFS.strengths,
-        ability_E=BELIEFS.ability_E,
-        slope_E=BELIEFS.slope_E,
-        concentration=BELIEFS.concentration,
-        readable_E=BELIEFS.readable_E,
-        alike_EE=alike_EE,
-    )
+    copies = replace(BELIEFS, alike_EE=alike_EE)
     limits = Adaptive()
     other = choose_next(copies, make_evidence([first]), limits, ids=["q"], left=9, round_=0)
     assert other[0].expert != best

@@ -204,7 +204,7 @@ def test_of_two_equal_experts_the_one_whose_errors_differ_is_chosen() -> None:
 
 def test_the_stated_chance_is_that_of_the_beliefs() -> None:
     call = make_call(draw_profile(3), [{"law": 1.0}, {}], 2)
-    expected = call.beliefs.expect(call.beliefs.foresee(call.skills))
+    expected = call.beliefs.expect(call.skills)
     np.testing.assert_allclose(recruit_many(call, "skill").chance_QE, expected)
 
 

@@ -76,7 +76,7 @@ def record(number: int, *, mergeable: bool = True, seed: int = 0) -> Recorded:
             gold_N=gold.astype(np.int16),
             options_N=np.full(number, len(options), np.int16),
         ),
-        tokens_NE=np.full((number, 5), 10.0) * np.arange(1, 6),
+        tokens_NE=np.tile(np.arange(10.0, 60.0, 10.0), (number, 1)),
         mergeable=mergeable,
     )
 

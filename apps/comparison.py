@@ -101,11 +101,13 @@ def tabulate_outcomes(
         given = [everyone[expert][question.id] for expert in experts]
         names = name_labels(question, given)
         labels = label_answers(question, given)
-        for column, answer in enumerate(given):
-            if answer.error is None:
-                labels_QE[row, column] = labels.get(answer.expert, UNREADABLE)
         right = [at for name, at in names.items() if is_correct(name, question)]
         gold_Q[row] = right[0] if right else len(names)
+        for column, answer in enumerate(given):
+            if answer.error is None:
+                label = labels.get(answer.expert, UNREADABLE)
+                # Golds may name alternatives: each of them is right, as in a profile.
+                labels_QE[row, column] = gold_Q[row] if label in right else label
     return OutcomeTable(
         experts=experts,
         questions=tuple(question.id for question in questions),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,7 +91,7 @@ class PanelSettings:
         """
         file = pool.catalog.file
         asked = {alias: pool.identity(alias) for alias in pool.catalog}
-        return {
+        told = {
             "pool": _hash([asked, file.aggregator, file.skills, file.keywords_by, file.skills_by]),
             "k": self.k,
             "profile": None if self.profile is None else Profile.load(self.profile).fingerprint,
@@ -103,6 +104,9 @@ class PanelSettings:
             "samples": self.samples,
             "seed": self.seed,
         }
+        if self.aggregator == "best" and "best" not in pool.catalog and self.profile is not None:
+            told["aggregators"] = _hash(AggregatorScores.load(self.profile).to_json())
+        return told
 
 
 def answer_once(
@@ -143,7 +147,17 @@ def solve_into(
     pool.ledger = folder.read_ledger()
     solutions = folder.finished(questions)
     done = {solution.question.id for solution in solutions}
-    rest = [question for question in questions if question.id not in done]
+    # The questions of an adaptive window share its budget: one that is not finished is done again as a
+    # whole, out of the stored replies, so that the answers are those of a run without interruption.
+    size = 1 if resources.adaptive is None else window
+    rest = [
+        question
+        for start in range(0, len(questions), size)
+        if not done.issuperset(question.id for question in questions[start : start + size])
+        for question in questions[start : start + size]
+    ]
+    again = {question.id for question in rest}
+    solutions = [solution for solution in solutions if solution.question.id not in again]
 
     async def work() -> None:
         async for finished in solve_many(rest, resources, window=window):
@@ -219,12 +233,23 @@ def plan_run(questions: Sequence[Question], catalog: Catalog, settings: PanelSet
     skills: dict[str, SkillWeights] = {question.id: {} for question in questions}
     if resources.extractor is not None and not resources.extractor.calls_per_question:
         skills = dict(asyncio.run(resources.extractor.extract(questions)))
-    chosen = recruit_first(resources, questions, skills)
-    calls = Counter(r.expert for recruits in chosen.values() for r in recruits)
+    if resources.adaptive is not None:  # nobody knows yet who joins: as if all had the mean
+        mean = math.ceil(resources.adaptive.calls)
+        resources = replace(resources, adaptive=None, k=mean)
+    calls: Counter[str] = Counter()
+    for recruits in recruit_first(resources, questions, skills).values():
+        for recruited in recruits:
+            calls[recruited.expert] += recruited.samples
     per_expert = {alias: number * resources.samples for alias, number in calls.items()}
-    last = () if resources.aggregator is None else (resources.aggregator,)
-    for alias in last:  # at most: it is asked only where the panel disagrees
-        per_expert[alias] = per_expert.get(alias, 0) + len(questions)
+    merging: Counter[str] = Counter()  # at most: they are asked only where the panel disagrees
+    for question in questions:
+        if resources.aggregator is not None:
+            merging[resources.aggregator] += 1
+        elif resources.aggregators is not None:
+            merging[resources.aggregators.choose(skills[question.id])] += 1
+    for alias, number in merging.items():
+        per_expert[alias] = per_expert.get(alias, 0) + number
+    last = tuple(merging)
     annotator = catalog.file.skills_by or catalog.file.keywords_by
     if resources.extractor is not None and annotator is not None:
         asked = len(questions) * resources.extractor.calls_per_question

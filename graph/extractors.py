@@ -21,6 +21,7 @@ from ..agents import (
     clean_vocabulary,
 )
 from ..agents.keyword_skills import Ask
+from ..agents.pool.specs import TransformersExpert
 from ..retrieval import InputError, MiniLM, Question
 
 __all__ = ["ReferenceSkills", "choose_extractor", "share_labels", "tell_reference_skills"]
@@ -89,10 +90,15 @@ def choose_extractor(
     """
     file = pool.catalog.file
     if file.skills_by is not None:
-        ask = _bind(pool, file.skills_by)
-        return _close(
-            StructuredSkills(ask, vocabulary=file.skills or None, seed=seed), pool, profile
+        # transformers knows no schemas and would refuse every request: there the prompt alone asks for JSON.
+        knows_schemas = not isinstance(pool.catalog[file.skills_by], TransformersExpert)
+        structured = StructuredSkills(
+            _bind(pool, file.skills_by),
+            vocabulary=file.skills or None,
+            seed=seed,
+            constrain=knows_schemas,
         )
+        return _close(structured, pool, profile)
     if file.skills:
         return _match(file.skills, references)
     if file.keywords_by is not None:

@@ -85,6 +85,8 @@ def make_resources(
     if profile is None and (limits is not None or is_best or policy == "knn"):
         what = "an adaptive panel" if limits else 'aggregator "best"' if is_best else "policy knn"
         raise InputError(f"{what} needs a profile: make one with `expertmix profile`")
+    if policy == "knn" and folder is None:
+        raise InputError("policy knn needs the folder of a profile, not a profile in memory")
     expertise = None
     if profile is not None:
         profile.check(pool, aliases)
@@ -114,6 +116,11 @@ def _limit(adaptive: Adaptive | float | None, experts: int) -> Adaptive | None:
     """A mean number of calls as limits: two experts first, no more than twice the mean."""
     if adaptive is None or isinstance(adaptive, Adaptive):
         return adaptive
+    if not 1 <= adaptive <= experts:
+        raise InputError(
+            f"adaptive is {adaptive:g} calls per question, but there are {experts} experts to recruit "
+            f"from; choose a mean between 1 and {experts}"
+        )
     most = min(experts, max(math.ceil(adaptive), round(2 * adaptive)))
     return Adaptive(calls=adaptive, first=min(2, math.floor(adaptive)), most=most)
 
@@ -135,4 +142,5 @@ def _load_scores(folder: ProfileFolder | None, pool: Pool) -> AggregatorScores:
         raise InputError('aggregator "best" needs the folder of a profile, not a profile in memory')
     scores = AggregatorScores.load(folder.path)
     scores.check(pool)
+    scores.choose()  # with nobody to choose, better now than after the panel's calls
     return scores

@@ -10,6 +10,7 @@ from statistics import median
 import pytest
 
 HEAVY = (
+    "datasets",
     "faiss",
     "gguf",
     "matplotlib",

@@ -7,13 +7,12 @@ where known `answered`, `output_chars`). No order of rows in either file can cha
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +25,7 @@ from .reason import derive_seed
 from .recorded_answers import Labeller, read_question
 from .recorded_files import read_rows
 
-__all__ = ["Division", "Recorded", "read_models", "read_recorded"]
+__all__ = ["Division", "Recorded", "read_recorded"]
 
 CHARS_PER_TOKEN = 4
 
@@ -171,32 +170,6 @@ def read_recorded(folder: str | Path, models: Sequence[str] | None = None) -> Re
         mergeable=mergeable,
         notes=(*notes, *filled.tell()),
     )
-
-
-def read_models(path: str | Path) -> list[str]:
-    """Names of models from a file: one a line (`#` begins a comment), or a JSON list.
-
-    Raises:
-        InputError: the file is missing, no UTF-8 text, empty, or JSON but no list of names.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputError(f"{path} cannot be read: {why}") from None
-    names: object = [line.strip() for line in text.splitlines()]
-    if text.startswith(("[", "{")):
-        try:
-            names = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is not JSON ({error})") from None
-    listed = cast("list[object]", names) if isinstance(names, list) else []
-    found = [name for name in listed if isinstance(name, str) and name and name[0] != "#"]
-    if isinstance(names, dict) or not all(isinstance(name, str) for name in listed):
-        raise InputError(f"{path} is no list of names: write one a line, or a JSON list")
-    if not found:
-        raise InputError(f"{path} names no models: write one a line")
-    return list(dict.fromkeys(found))
 
 
 class _Filled:

@@ -12,7 +12,8 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from ..agents.recorded import Recorded, read_models, read_recorded
+from ..agents.recorded import Recorded, read_recorded
+from ..agents.recorded_files import read_models
 from ..graph.intervals import BASELINES, summarise
 from ..graph.replay import RULES, Replay
 from ..graph.study import replay_seed

@@ -153,7 +153,8 @@ def test_a_reference_set_of_one_class_stays_finite(label: int, options: int, num
     assert all(np.isfinite(part).all() for part in numbers)
     assert (fitted.slope_E >= 0).all()
     chance = fitted.expect([{}])[0, 0]
-    least = 0.5 if number > 1 else 0.3  # one reply says little about whether the next one can be read
+    # One reply says little about whether the next one can be read.
+    least = 0.5 if number > 1 else 0.3
     assert (chance > least) if label == 0 else (chance < 0.5 or label == UNREADABLE)
 
 

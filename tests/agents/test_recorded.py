@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expertmix.agents.outcomes import MISSING, UNREADABLE
-from expertmix.agents.recorded import Recorded, read_models, read_recorded
+from expertmix.agents.recorded import Recorded, read_recorded
 from expertmix.agents.recorded_answers import normalise_answer
+from expertmix.agents.recorded_files import read_models
 from expertmix.retrieval import InputError
 
 pa = pytest.importorskip("pyarrow", reason="recordings are parquet tables: pip install pyarrow")

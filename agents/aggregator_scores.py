@@ -175,7 +175,9 @@ class AggregatorScores:
         path = Path(path)
         path = path / FILE if path.is_dir() else path
         if not path.is_file():
-            raise InputError(f"no scores of aggregators at {path}: benchmark aggregators first")
+            raise InputError(
+                f"no scores of aggregators at {path}: make them with `expertmix aggregators`"
+            )
         try:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, RecursionError) as error:

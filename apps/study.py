@@ -12,6 +12,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from .. import agents, graph
 from ..agents.recorded import Recorded, read_recorded
 from ..agents.recorded_files import read_models
 from ..graph.intervals import BASELINES, summarise
@@ -31,8 +32,6 @@ __all__ = [
     "tabulate_study",
 ]
 
-FORMAT = 1
-"""Changes whenever a replay of the same settings would come out differently."""
 DEFAULT_CALLS = (3, 4)
 DELTAS = {
     "delta_best_single": "− single",
@@ -252,11 +251,12 @@ def _encode(trial: Trial, out: Path, tell: Tell, encoder: Encoder) -> EncodedTex
 def _fingerprint(
     trial: Trial, policies: Sequence[str], calls: Sequence[int], skills: SkillSource
 ) -> str:
-    """Of everything but the seed that a replay depends on."""
+    """Of everything but the seed that a replay depends on, the code of both floors included."""
     revision = "" if trial.encoder is None else trial.encoder.revision
-    digest = hashlib.sha256(
-        json.dumps([FORMAT, list(policies), list(calls), skills, revision]).encode()
-    )
+    digest = hashlib.sha256(json.dumps([list(policies), list(calls), skills, revision]).encode())
+    for floor in (agents, graph):
+        for path in sorted(Path(str(floor.__file__)).parent.glob("*.py")):
+            digest.update(path.read_bytes())
     for table, questions in ((trial.profile, trial.learnt), (trial.test, trial.asked)):
         told = [[q.id, q.text, list(q.skills)] for q in questions]
         digest.update(json.dumps([table.experts, told]).encode())

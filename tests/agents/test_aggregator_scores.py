@@ -110,7 +110,7 @@ def test_scores_come_back_from_a_profile_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_scores_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="benchmark aggregators first"):
+    with pytest.raises(InputError, match="make them with `expertmix aggregators`"):
         AggregatorScores.load(tmp_path)
 
 

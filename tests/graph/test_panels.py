@@ -222,3 +222,23 @@ async def test_limits_decide_how_many_are_asked_at_first(first: int) -> None:
         adaptive=Adaptive(calls=2, first=first, most=4, least=1.0),
     )
     assert {len(recruits) for recruits in state["recruits"].values()} == {first}
+
+
+async def test_an_adaptive_panel_asks_an_annotator_only_once_a_batch() -> None:
+    asked: list[int] = []
+
+    class Counting(Colours):
+        async def extract(self, questions: Sequence[Question]) -> dict[str, dict[str, float]]:
+            asked.append(len(questions))
+            return await super().extract(questions)
+
+    state = await run(
+        {name: says({"*": "A" if name in "ace" else "B"}) for name in SHARES},
+        make_questions(3),
+        expertise=make_expertise(**SHARES),
+        extractor=Counting(),
+        adaptive=Adaptive(calls=4, first=2, most=5, least=0.001),
+    )
+    assert state["recruits"]["q0"][0]["reason"].startswith("colours 0.")
+    assert max(map(len, state["recruits"].values())) > 2, "there were further rounds"
+    assert asked == [3]

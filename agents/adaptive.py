@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,7 @@ class Adaptive:
     least: float = 0.005
     """Smallest gain (see `choose_next`) for which anybody is still asked."""
     rounds: int = 6
-    """Times that the panel is asked, at most; each may load models once more."""
+    """Times that the panel grows, at most; each may load models once more."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.first <= self.calls <= self.most:
@@ -73,6 +73,7 @@ def choose_next(
     round_: int,
     cost: Cost | None = None,
     spent_E: npt.NDArray[np.float64] | None = None,
+    broken: Collection[str] = (),
 ) -> list[Next]:
     """The calls of one more round: at most one for a question, the largest gains first.
 
@@ -87,9 +88,10 @@ def choose_next(
         limits: See `Adaptive`.
         ids: Of the questions.
         left: Calls that the batch may still make.
-        round_: How many rounds were asked already.
+        round_: How many times the panel grew already.
         cost: Cost term and budget of a question; see `Cost`.
         spent_E: Cost of a call to each expert, in the unit of `cost`; 0 where unknown.
+        broken: Experts that are not asked any more.
 
     Raises:
         InputError: a cost that matters without any known `spent_E`.
@@ -102,6 +104,7 @@ def choose_next(
     alike_QE = asked_QE @ beliefs.alike_EE / np.maximum(count_Q1, 1)
     value_QE = (gains.flip_QE + NEWS * gains.news_QE) * np.exp(-DIVERSITY * alike_QE)
     may_QE = (count_Q1 < limits.most) & (asked_QE == 0)
+    may_QE &= ~np.isin(beliefs.experts, list(broken))
     if cost is not None and cost.counts:
         costs_E = fill_costs(np.zeros(asked_QE.shape[1]) if spent_E is None else spent_E)
         value_QE = value_QE * np.exp(-cost.weight * log_relative(costs_E))

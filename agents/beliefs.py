@@ -91,8 +91,8 @@ class Beliefs:
         readable_E = ((table.labels_NE > UNREADABLE).sum(0) + 1) / (asked_E + 1)
         return cls(
             strengths=Strengths.fit(table),
-            skilled=Strengths.fit(_relabel(table, unreadable=MISSING)),
-            legible=Strengths.fit(_relabel(table, readable=table.gold_N[:, None])),
+            skilled=Strengths.fit(_leave_unreadable(table)),
+            legible=Strengths.fit(_mark_readable(table)),
             ability_E=ability_E,
             slope_E=slope_E,
             concentration=fit_concentration(table),
@@ -125,16 +125,15 @@ class Beliefs:
         return replace(self, temperature=temperature)
 
 
-def _relabel(
-    table: OutcomeTable,
-    *,
-    readable: npt.NDArray[np.integer] | None = None,
-    unreadable: int = UNREADABLE,
-) -> OutcomeTable:
-    """The table with other labels for replies that hold an answer, or for those that hold none."""
-    labels_NE = np.where(table.labels_NE == UNREADABLE, unreadable, table.labels_NE)
-    if readable is not None:
-        labels_NE = np.where(table.labels_NE > UNREADABLE, readable, labels_NE)
+def _mark_readable(table: OutcomeTable) -> OutcomeTable:
+    """The table with every reply right that holds an answer, whether or not anybody gave the gold."""
+    labels_NE = np.where(table.labels_NE > UNREADABLE, 0, table.labels_NE).astype(np.int16)
+    return replace(table, labels_NE=labels_NE, gold_N=np.zeros_like(table.gold_N))
+
+
+def _leave_unreadable(table: OutcomeTable) -> OutcomeTable:
+    """The table as if those that gave no answer had not been asked."""
+    labels_NE = np.where(table.labels_NE == UNREADABLE, MISSING, table.labels_NE)
     return replace(table, labels_NE=labels_NE.astype(np.int16))
 
 

@@ -21,10 +21,12 @@ def calibrate(table: OutcomeTable, *, k: int = 3, folds: int = 5, seed: int = 0)
     """Beliefs fitted on a table, with a temperature for panels of k that are held out of the fit.
 
     Every fold's questions are answered by panels recruited by beliefs that never saw them; the
-    temperature is the one under which their right answers are likeliest. Fewer than 10 questions
-    a fold say too little: the temperature then stays 1.
+    temperature is the one under which their right answers are likeliest. Fewer than 10 answered
+    questions a fold say too little: the temperature then stays 1.
     """
     beliefs = Beliefs.fit(table)
+    # Without the questions that everybody failed at: they would leave a fold with nothing to fit on.
+    table = table.select(np.flatnonzero(table.asked_NE.any(1)))
     if len(table) < 10 * folds:
         return beliefs
     order = np.argsort([derive_seed(seed, "fold", qid) for qid in table.questions], kind="stable")

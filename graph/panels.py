@@ -73,14 +73,17 @@ def extend_panels(
 ) -> dict[str, list[Json]]:
     """Recruits with one more expert for the questions where that is likeliest to help.
 
-    The budget is a mean over the batch: agreement saves calls that a dispute may use.
+    The budget is a mean over the batch: agreement saves calls that a dispute may use. An expert that
+    failed whenever it was asked is not asked about other questions.
     """
     assert context.expertise is not None
     assert context.adaptive is not None
     beliefs, table = context.expertise.beliefs, context.expertise.table
     recruits = {qid: list(chosen) for qid, chosen in state["recruits"].items()}
     evidence = gather_evidence(beliefs, questions, state["skills"], answers)
-    calls = sum(map(len, recruits.values()))
+    calls = sum(row.get("draws", 1) for chosen in recruits.values() for row in chosen)
+    replies = [answer for given in answers.values() for answer in given]
+    broken = {a.expert for a in replies} - {a.expert for a in replies if a.error is None}
     further = choose_next(
         beliefs,
         evidence,
@@ -90,6 +93,7 @@ def extend_panels(
         round_=state["round"] - 1,
         cost=context.cost,
         spent_E=table.tokens_E if context.cost.unit == "tokens" else table.seconds_E,
+        broken=broken,
     )
     expected_QE = beliefs.expect([state["skills"].get(q.id, {}) for q in questions])
     for call in further:

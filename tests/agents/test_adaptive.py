@@ -200,6 +200,14 @@ def test_costs_weigh_on_gains_and_a_budget_ends_them() -> None:
         ask(evidence, Adaptive(), cost=Cost(weight=1.0))
 
 
+def test_a_broken_expert_is_not_asked() -> None:
+    evidence = make_evidence([[0, 1, *[MISSING] * 4]])
+    best = ask(evidence, Adaptive())[0].expert
+    other = ask(evidence, Adaptive(), broken=[BELIEFS.experts[best]])
+    assert other[0].expert not in (best, 0, 1)
+    assert not ask(evidence, Adaptive(), broken=BELIEFS.experts)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

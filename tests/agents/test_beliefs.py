@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -156,6 +157,15 @@ def test_a_reference_set_of_one_class_stays_finite(label: int, options: int, num
     # One reply says little about whether the next one can be read.
     least = 0.5 if number > 1 else 0.3
     assert (chance > least) if label == 0 else (chance < 0.5 or label == UNREADABLE)
+
+
+def test_replies_can_be_read_though_nobody_knew_the_answer() -> None:
+    table = make_table(np.arange(120).reshape(40, 3) % 4, options=0)
+    unknown = replace(table, gold_N=np.full(40, UNREADABLE, np.int16))
+    assert not unknown.right_NE.any()
+    for gold in (UNREADABLE, MISSING):
+        fitted = Beliefs.fit(replace(table, gold_N=np.full(40, gold, np.int16)))
+        assert (fitted.legible.overall_E > 0.95).all()
 
 
 def test_an_expert_without_rows_takes_the_prior_and_spoils_nothing() -> None:

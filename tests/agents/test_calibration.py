@@ -99,6 +99,16 @@ def test_answers_that_fit_the_model_leave_it_near_1() -> None:
     assert expected_calibration_error(chance_QM.max(1), right_Q) < 0.05
 
 
+def test_questions_that_everybody_failed_at_make_no_folds() -> None:
+    labels_NE = np.full((60, 2), MISSING)
+    labels_NE[7] = 0
+    assert calibrate(make_table(labels_NE)).temperature == 1.0
+    whole = simulate(200)
+    failed = np.full((100, whole.labels_NE.shape[1]), MISSING)
+    more = make_table(np.concatenate([whole.labels_NE, failed]))
+    assert calibrate(more).temperature == calibrate(whole).temperature
+
+
 @pytest.mark.parametrize("number", [1, 20, 49])
 def test_a_small_table_keeps_1(number: int) -> None:
     assert calibrate(simulate(number), k=9).temperature == 1

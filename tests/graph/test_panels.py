@@ -212,6 +212,40 @@ async def test_an_expert_that_was_drawn_twice_answers_twice() -> None:
     assert len({request.sampling.seed for request in engine.requests}) == 16
 
 
+async def test_an_expert_that_cannot_be_loaded_is_tried_in_one_round_only() -> None:
+    chance = random.Random(0)
+    questions = make_questions(40)
+    engines = {name: says({qid: chance.choice("ABCD") for qid in questions}) for name in SHARES}
+    engines["c"] = says({"*": "B"}, Faults(load="it broke"))
+    state = await run(
+        engines,
+        questions,
+        expertise=make_expertise(**SHARES),
+        adaptive=Adaptive(calls=4, first=2, most=5, least=0.0),
+    )
+    rounds = {
+        recruited["reason"].split(",")[0]
+        for recruits in state["recruits"].values()
+        for recruited in recruits
+        if recruited["expert"] == "c"
+    }
+    assert rounds == {"round 2"}
+    assert max(map(len, state["recruits"].values())) > 3, "the others are asked on"
+
+
+async def test_an_expert_that_was_drawn_twice_counts_twice_in_the_budget() -> None:
+    engines = {"good": says({"*": "A"}), "mid": says({"*": "C"}), "poor": says({"*": "B"})}
+    await run(
+        engines,
+        make_questions(8),
+        expertise=make_expertise(good=0.9, mid=0.2, poor=0.1),
+        extractor=Colours(),
+        policy="reference",
+        adaptive=Adaptive(calls=2, first=2, most=3, least=0.0),
+    )
+    assert sum(len(engine.requests) for engine in engines.values()) == 16
+
+
 @pytest.mark.parametrize("first", [1, 2])
 async def test_limits_decide_how_many_are_asked_at_first(first: int) -> None:
     engines = {name: says({"*": "A"}) for name in SHARES}

@@ -31,7 +31,7 @@ class Adaptive:
     """
 
     calls: float = 4.0
-    """Mean number of calls per question over a batch, at most."""
+    """Mean number of experts asked per question over a batch, at most; each may be asked for several samples."""
     first: int = 2
     """Experts asked about every question."""
     most: int = 8
@@ -52,6 +52,20 @@ class Adaptive:
                 f"an adaptive panel needs at least one round and no negative least gain, "
                 f"got rounds {self.rounds}, least {self.least:g}"
             )
+
+    @classmethod
+    def of_mean(cls, calls: float, experts: int) -> Adaptive:
+        """Limits for a mean number of calls: two experts first, at most eight or twice the mean.
+
+        Raises:
+            InputError: the mean does not fit the number of experts.
+        """
+        most = min(experts, max(8, round(2 * calls)))
+        return cls(calls=calls, first=min(2, math.floor(calls)), most=most)
+
+    def count(self, questions: int) -> int:
+        """Calls that a batch of so many questions may make."""
+        return math.floor(self.calls * questions + 1e-9)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -127,8 +127,18 @@ def read_aggregation(
     return replace(
         voted,
         answer=shown,
-        confidence=agreeing / given if given else 0.0,
+        confidence=_rate(voted, shown, agreeing / given if given else 0.0),
         method="model",
         text=reply.text,
         note="the aggregator contradicts a unanimous panel" if unanimous else "",
     )
+
+
+def _rate(voted: Verdict, answer: str, agreement: float) -> float:
+    """The confidence in a model's choice: what the panel's answers say for it, on the scale of the verdict.
+
+    An answer that nobody gave has what the given ones leave, which it shares with all others.
+    """
+    if not voted.chances:
+        return agreement
+    return voted.chances.get(answer, max(0.0, 1 - sum(voted.chances.values())))

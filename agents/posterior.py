@@ -47,7 +47,8 @@ class Gains:
     """What one more answer would bring; minus infinity for experts that were asked."""
 
     flip_QE: Floats
-    """Expected rise of the largest chance: by how much the verdict would get more often right."""
+    """Expected rise of the largest chance: by how much the verdict would get more often right. Gains are those
+    of the fitted model, before its temperature flattens what is stated."""
     news_QE: Floats
     """Expected fall of the entropy over answers, in nats."""
 

@@ -14,15 +14,14 @@ import numpy.typing as npt
 from ..retrieval import InputError
 from .outcomes import OutcomeTable, SkillWeights
 
-__all__ = ["Strengths", "beta_interval", "weigh_skills"]
+__all__ = ["Strengths", "beta_interval", "fit_prior", "weigh_skills"]
 
-SKILL_PRIOR = 5.0
-"""Answers that the estimate from neighbouring skills is worth. With NEIGHBOUR_PRIOR chosen by
-cross-validation on 349 recorded MMLU-Pro profile questions; 1 to 10 make no difference that counts."""
+PRIOR_GRID = (2.0, 3.0, 5.0, 8.0, 13.0, 20.0, 35.0, 60.0, 100.0)
+"""Answers that the estimate from neighbouring skills may be worth; see `fit_prior`."""
 NEIGHBOUR_PRIOR = 5.0
 """Answers that an expert's overall share is worth to the neighbourhood of a skill."""
 
-SHARE_SLACK = 1e-6
+SHARE_SLACK = 1e-4
 """Shares are rounded when they are written down, so their sum may pass 1 by so much."""
 
 Floats = npt.NDArray[np.float64]
@@ -45,6 +44,8 @@ class Strengths:
     """Answers, counted likewise."""
     prior_ES: Floats
     """What a skill's neighbours and the expert's overall share let expect."""
+    prior: float
+    """Answers that `prior_ES` is worth."""
     asked_E: Floats
     """Answers of each expert, whatever the skill."""
     overall_E: Floats
@@ -69,6 +70,7 @@ class Strengths:
             right_ES=right_ES,
             total_ES=total_ES,
             prior_ES=prior_ES,
+            prior=fit_prior(right_ES, total_ES, prior_ES),
             asked_E=asked_NE.sum(0),
             overall_E=overall_E,
         )
@@ -81,7 +83,7 @@ class Strengths:
     @cached_property
     def skill_ES(self) -> Floats:
         """Posterior means: the estimated chance to answer a question of a skill right."""
-        return (self.right_ES + SKILL_PRIOR * self.prior_ES) / (self.total_ES + SKILL_PRIOR)
+        return (self.right_ES + self.prior * self.prior_ES) / (self.total_ES + self.prior)
 
     def estimate(self, skills: Sequence[SkillWeights]) -> Floats:
         """Estimated chance [Q, E] of each expert to answer each question right.
@@ -105,18 +107,43 @@ class Strengths:
             raise InputError(f'no expert "{expert}"; there are {", ".join(self.experts)}')
         row = self.experts.index(expert)
         if skill is not None and skill in self.place:
-            low, high = self.interval_ES2[row, self.place[skill]].tolist()
-            return low, high
-        mean, total = self.overall_E[row], self.asked_E[row] + 2
-        return beta_interval(mean * total, (1 - mean) * total)
+            at = self.place[skill]
+            mean, total = self.skill_ES[row, at], self.total_ES[row, at] + self.prior
+        else:
+            mean, total = self.overall_E[row], self.asked_E[row] + 2
+        key = (float(mean), float(total))
+        if key not in self._intervals:  # many questions ask for the same few
+            self._intervals[key] = beta_interval(mean * total, (1 - mean) * total)
+        return self._intervals[key]
 
     @cached_property
-    def interval_ES2(self) -> Floats:
-        """95 % credible intervals of `skill_ES`."""
-        total_ES = self.total_ES + SKILL_PRIOR
-        pairs = zip((self.skill_ES * total_ES).flat, total_ES.flat, strict=True)
-        bounds = [beta_interval(right, total - right) for right, total in pairs]
-        return np.array(bounds).reshape(*total_ES.shape, 2)
+    def _intervals(self) -> dict[tuple[float, float], tuple[float, float]]:
+        return {}
+
+
+def fit_prior(right_ES: Floats, total_ES: Floats, prior_ES: Floats) -> float:
+    """How many answers the prior is worth, by the likelihood of the counts (empirical Bayes).
+
+    Where experts differ little from skill to skill, much is borrowed; where they are specialists, their own
+    answers count. Of equally likely strengths the larger is taken. Counts are Beta-binomial around
+    `prior_ES`; counts by shares are fractions and count as such.
+    """
+    seen = total_ES > 0
+    right, wrong = right_ES[seen], (total_ES - right_ES)[seen]
+    mean = np.clip(prior_ES[seen], 1e-6, 1 - 1e-6)
+    if not len(right):
+        return PRIOR_GRID[-1]
+
+    def likelihood(prior: float) -> float:
+        a, b = prior * mean, prior * (1 - mean)
+        return float((_log_beta(a + right, b + wrong) - _log_beta(a, b)).sum())
+
+    return max(reversed(PRIOR_GRID), key=lambda prior: round(likelihood(prior), 6))
+
+
+def _log_beta(a: Floats, b: Floats) -> Floats:
+    pairs = zip(a.tolist(), b.tolist(), strict=True)
+    return np.array([math.lgamma(x) + math.lgamma(y) - math.lgamma(x + y) for x, y in pairs])
 
 
 def weigh_skills(skills: Sequence[SkillWeights], names: Sequence[str]) -> Floats:
@@ -160,7 +187,12 @@ def beta_interval(a: float, b: float, *, mass: float = 0.95) -> tuple[float, flo
 
 
 def _neighbourhood(weights_NS: Floats) -> Floats:
-    """Cosine of the questions that two skills come with: 1 on the diagonal, 0 if they never meet."""
+    """Cosine of the questions that two skills come with, 0 if they never meet.
+
+    0 on the diagonal, too: a skill's own answers are evidence, and must not be their own prior as well.
+    """
     length_S = np.sqrt((weights_NS**2).sum(0))
     scaled_NS = weights_NS / np.where(length_S > 0, length_S, 1.0)
-    return scaled_NS.T @ scaled_NS
+    near_SS = scaled_NS.T @ scaled_NS
+    np.fill_diagonal(near_SS, 0.0)
+    return near_SS

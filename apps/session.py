@@ -147,9 +147,11 @@ def solve_into(
     pool.ledger = folder.read_ledger()
     solutions = folder.finished(questions)
     done = {solution.question.id for solution in solutions}
-    # The questions of an adaptive window share its budget: one that is not finished is done again as a
-    # whole, out of the stored replies, so that the answers are those of a run without interruption.
-    size = 1 if resources.adaptive is None else window
+    # Some questions' recruits depend on their window (an adaptive one shares a budget, trimming counts):
+    # one that is not finished is done again as a whole, out of the stored replies, so that the answers
+    # are those of a run without interruption.
+    is_shared = resources.adaptive is not None or resources.policy == "paper-trimmed"
+    size = window if is_shared else 1
     rest = [
         question
         for start in range(0, len(questions), size)

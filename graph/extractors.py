@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,13 @@ from ..agents.keyword_skills import Ask
 from ..agents.pool.specs import TransformersExpert
 from ..retrieval import InputError, MiniLM, Question
 
-__all__ = ["ReferenceSkills", "choose_extractor", "share_labels", "tell_reference_skills"]
+__all__ = [
+    "ReferenceSkills",
+    "check_source",
+    "choose_extractor",
+    "share_labels",
+    "tell_reference_skills",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +64,7 @@ async def tell_reference_skills(pool: Pool, references: Sequence[Question]) -> R
     if extractor is None:
         return ReferenceSkills(skills={}, told_by="nothing")
     found: Mapping[str, SkillWeights] = await extractor.extract(references)
-    words = file.model_dump_json(include={"skills", "keywords_by", "skills_by"})
-    told_by = f"{type(extractor).__name__} {hashlib.sha256(words.encode()).hexdigest()[:12]}"
+    told_by = f"{type(extractor).__name__} {_hash_source(pool)}"
     named = [word for weights in found.values() for word in weights]
     if not _is_open(pool) or not named:
         return ReferenceSkills(skills=found, told_by=told_by)
@@ -103,14 +109,33 @@ def choose_extractor(
         return _match(file.skills, references)
     if file.keywords_by is not None:
         return _close(KeywordSkills(_bind(pool, file.keywords_by), seed=seed), pool, profile)
-    encoder = _find_encoder()
-    if not references or encoder is None:
+    encoder = _find_encoder() if references else None  # to find it takes a hash of its weights
+    if encoder is None:
         return None
     labels = sorted({skill for question in references for skill in question.skills})
     if labels:
         return _match({label: label for label in labels}, references)
     # One vocabulary for a set of references, whatever the seed of a run: the profile counts by it.
     return LearnedSkills.learn(encoder, references, seed=0)
+
+
+def check_source(profile: Profile, pool: Pool) -> None:
+    """Refuse a profile whose skills were told by something else than the pool file asks for now.
+
+    Raises:
+        InputError: `skills`, `skills_by` or `keywords_by` changed since.
+    """
+    recorded = profile.extractor.rpartition(" ")[2]
+    if re.fullmatch("[0-9a-f]{12}", recorded) and recorded != _hash_source(pool):
+        raise InputError(
+            "the pool file's skills, skills_by or keywords_by changed since the profile was made; run "
+            "`expertmix profile` again: no expert is asked twice"
+        )
+
+
+def _hash_source(pool: Pool) -> str:
+    words = pool.catalog.file.model_dump_json(include={"skills", "keywords_by", "skills_by"})
+    return hashlib.sha256(words.encode()).hexdigest()[:12]
 
 
 def _match(skills: Mapping[str, str], references: Sequence[Question]) -> EmbeddingSkills:

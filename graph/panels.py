@@ -89,7 +89,7 @@ def extend_panels(
         evidence,
         context.adaptive,
         ids=[question.id for question in questions],
-        left=int(context.adaptive.calls * len(questions)) - calls,
+        left=context.adaptive.count(len(questions)) - calls,
         round_=state["round"] - 1,
         cost=context.cost,
         spent_E=table.tokens_E if context.cost.unit == "tokens" else table.seconds_E,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from ..agents import (
     SkillExtractor,
 )
 from ..retrieval import InputError, MiniLM, Question, ReferenceSet
-from .extractors import choose_extractor
+from .extractors import check_source, choose_extractor
 from .profiling import ProfileFolder
 from .state import Resources
 
@@ -90,6 +89,8 @@ def make_resources(
     expertise = None
     if profile is not None:
         profile.check(pool, aliases)
+        if extractor is None:
+            check_source(profile, pool)
         expertise = Expertise.of_profile(
             profile, aliases, k=k, seed=seed, references=_index(references, policy)
         )
@@ -113,7 +114,7 @@ def make_resources(
 
 
 def _limit(adaptive: Adaptive | float | None, experts: int) -> Adaptive | None:
-    """A mean number of calls as limits: two experts first, no more than twice the mean."""
+    """A mean number of calls as limits."""
     if adaptive is None or isinstance(adaptive, Adaptive):
         return adaptive
     if not 1 <= adaptive <= experts:
@@ -121,8 +122,7 @@ def _limit(adaptive: Adaptive | float | None, experts: int) -> Adaptive | None:
             f"adaptive is {adaptive:g} calls per question, but there are {experts} experts to recruit "
             f"from; choose a mean between 1 and {experts}"
         )
-    most = min(experts, max(math.ceil(adaptive), round(2 * adaptive)))
-    return Adaptive(calls=adaptive, first=min(2, math.floor(adaptive)), most=most)
+    return Adaptive.of_mean(adaptive, experts)
 
 
 def _find_folder(profile: Profile | str | Path | None) -> ProfileFolder | None:

@@ -123,7 +123,7 @@ class _Field:
             return self._record(policy, calls, np.asarray(right_QE.any(1)), every_QE)
         call = self.shuffled if policy == "skill_shuffled" else self.call
         if policy == "adaptive" and self.trial.mergeable:
-            limits = Adaptive(calls=calls, first=min(2, calls), most=max(8, 2 * calls), rounds=6)
+            limits = Adaptive.of_mean(calls, len(self.trial.test.experts))
             experts_Qk = replay_adaptive(call, limits, self.trial.test, self.said_QE)
         else:
             experts_Qk = self._recruit(call, policy, calls)
@@ -203,7 +203,7 @@ def replay_adaptive(
             _gather(call, test, said_QE, experts_Qk),
             limits,
             ids=call.ids,
-            left=int(limits.calls * len(count_Q)) - int(count_Q.sum()),
+            left=limits.count(len(count_Q)) - int(count_Q.sum()),
             round_=round_,
         )
         for asked in further:

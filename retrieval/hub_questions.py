@@ -10,6 +10,7 @@ import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from .errors import InputError
@@ -63,7 +64,10 @@ class HubName:
         place, colon, split = place.partition(":")
         parts = place.split("/")
         words = [*parts, *([split] if colon else [])]
-        if len(parts) > 3 or not all(re.fullmatch(r"[\w.-]+", word) for word in words):
+        is_plain = all(
+            re.fullmatch(r"\w[\w.-]*", word) for word in words
+        )  # no `..`, no hidden file
+        if len(parts) > 3 or not is_plain:
             raise InputError(
                 f"{text!r} names no data set; write hf:OWNER/NAME[/CONFIG][:SPLIT]@COMMIT"
             )
@@ -165,6 +169,10 @@ def _load(wanted: HubName) -> tuple[Any, str]:
     import httpx
 
     place = f"hf:{wanted.name} at revision {wanted.revision[:12]}"
+    if Path(wanted.name).exists():  # the library would read it, whatever the revision
+        raise InputError(
+            f"{place} cannot be read while a folder {wanted.name} lies here; run from another folder"
+        )
     try:
         found: Any = datasets.load_dataset(
             wanted.name, wanted.config, split=wanted.split, revision=wanted.revision

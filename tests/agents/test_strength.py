@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expertmix.agents.outcomes import MISSING, UNREADABLE, OutcomeTable, SkillWeights
-from expertmix.agents.strength import Strengths, beta_interval, weigh_skills
+from expertmix.agents.strength import Strengths, beta_interval, fit_prior, weigh_skills
 from expertmix.retrieval import InputError
 
 R, W = 0, 1  # the labels of a right and of a wrong answer
@@ -37,9 +37,11 @@ def test_an_estimate_is_shrunk_to_neighbours_and_those_to_overall() -> None:
     assert fitted.skills == ("art", "law")
     # The cosine of the questions that art (0, 0, ½) and law (1, 1, ½) come with.
     near = 0.25 / (0.5 * 1.5)
-    art_prior = (0 + near * 2 + 5 * overall) / (0.5 + near * 2.5 + 5)
-    law_prior = (2 + near * 0 + 5 * overall) / (2.5 + near * 0.5 + 5)
-    art, law = (0 + 5 * art_prior) / (0.5 + 5), (2 + 5 * law_prior) / (2.5 + 5)
+    art_prior = (near * 2 + 5 * overall) / (near * 2.5 + 5)  # its own answers are no prior of it
+    law_prior = (near * 0 + 5 * overall) / (near * 0.5 + 5)
+    worth = fitted.prior
+    art = (0 + worth * art_prior) / (0.5 + worth)
+    law = (2 + worth * law_prior) / (2.5 + worth)
     np.testing.assert_allclose(fitted.skill_ES, [[art, law]], rtol=1e-12)
     expected = [[0.3 * art + 0.6 * law + 0.1 * overall], [0.4 * law + 0.6 * overall], [overall]]
     asked = fitted.estimate([{"law": 0.6, "art": 0.3}, {"law": 0.4, "poetry": 0.6}, {}])
@@ -81,7 +83,6 @@ def test_a_table_without_skills_knows_overall_shares() -> None:
     fitted = Strengths.fit(make_table([[R, W], [R, R]]))
     assert fitted.skills == ()
     assert fitted.estimate([{}, {"law": 1.0}]).tolist() == [[3 / 4, 2 / 4]] * 2
-    assert fitted.interval_ES2.shape == (2, 0, 2)
     assert fitted.estimate([]).shape == (0, 2)
 
 
@@ -92,6 +93,26 @@ def test_no_order_of_questions_changes_an_estimate() -> None:
     one = Strengths.fit(table)
     other = Strengths.fit(table.select([3, 1, 0, 2]))
     np.testing.assert_allclose(one.skill_ES, other.skill_ES, rtol=1e-12)
+
+
+def test_specialists_are_known_by_their_own_answers_and_equals_borrow() -> None:
+    total_ES = np.full((4, 6), 12.0)
+    prior_ES = np.full((4, 6), 0.5)
+    specialists = np.where(np.eye(4, 6, dtype=bool), 12.0, 5.0)
+    specialists[:, 4:] = 0.0
+    alike = np.full((4, 6), 6.0)
+    assert fit_prior(specialists, total_ES, prior_ES) <= 5
+    assert fit_prior(alike, total_ES, prior_ES) == 100
+    assert fit_prior(alike, 0 * total_ES, prior_ES) == 100, "nothing was seen"
+
+
+def test_the_prior_is_the_likeliest_for_simulated_experts() -> None:
+    chance = np.random.default_rng(0)
+    for worth in (3.0, 20.0):
+        share_ES = chance.beta(0.4 * worth, 0.6 * worth, (40, 20))
+        right_ES = chance.binomial(30, share_ES).astype(float)
+        found = fit_prior(right_ES, np.full((40, 20), 30.0), np.full((40, 20), 0.4))
+        assert worth / 1.7 <= found <= worth * 1.8
 
 
 # --- intervals ------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ async def test_best_without_a_benchmark_or_with_nobody_usable_is_one_sentence(
     folder = ProfileFolder(tmp_path)
     await build(folder)
     async with Pool.from_engines(make_engines()) as pool:
-        with pytest.raises(InputError, match=r"no scores of aggregators at .*: benchmark"):
+        with pytest.raises(InputError, match=r"no scores of aggregators at .*: make them"):
             make_resources(pool, profile=tmp_path, aggregator="best")
     broken = {**make_engines(), "c": expert("C", "C", faults=Faults(load="it broke"))}
     async with Pool.from_engines(broken, store=folder.store) as pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -89,7 +90,7 @@ async def test_a_profile_that_is_not_there_is_one_sentence(pool: Pool, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("calls", "first", "most"), [(1, 1, 2), (1.5, 1, 3), (2, 2, 3), (2.5, 2, 3), (3, 2, 3)]
+    ("calls", "first", "most"), [(1, 1, 3), (1.5, 1, 3), (2, 2, 3), (2.5, 2, 3), (3, 2, 3)]
 )
 async def test_a_mean_becomes_limits(
     pool: Pool, tmp_path: Path, calls: float, first: int, most: int
@@ -123,3 +124,13 @@ async def test_an_expert_called_best_is_an_expert() -> None:
         made = make_resources(pool, aggregator="best")
     assert made.aggregator == "best"
     assert made.aggregators is None
+
+
+async def test_a_profile_whose_skills_were_told_otherwise_is_refused(
+    pool: Pool, tmp_path: Path
+) -> None:
+    made = dataclasses.replace(
+        Profile.load(tmp_path / "made"), extractor="EmbeddingSkills 0123456789ab"
+    )
+    with pytest.raises(InputError, match="skills_by or keywords_by changed since"):
+        make_resources(pool, profile=made)

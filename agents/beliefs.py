@@ -47,7 +47,7 @@ Ints = npt.NDArray[np.intp]
 
 @dataclass(frozen=True, kw_only=True)
 class Beliefs:
-    """Fitted on a profile's table by `fit`; everything in it is a number per expert."""
+    """Fitted on a profile's table by `fit`: a few numbers per expert, per pair of experts and per skill."""
 
     strengths: Strengths
     """Of all replies: what an expert is known for."""

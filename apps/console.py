@@ -29,7 +29,7 @@ __all__ = [
 
 
 def tell_failures(result: Result) -> None:
-    """Name experts that failed; without a single answer the command has failed, too."""
+    """Name experts that failed; without a single answer, and without abstaining, so has the command."""
     missing = {
         expert: why for solution in result for expert, why in solution.row["missing"].items()
     }
@@ -37,7 +37,7 @@ def tell_failures(result: Result) -> None:
         open_stderr().print(
             f"[yellow]{expert} failed:[/yellow] {clean_text(why, 1000)}", soft_wrap=True
         )
-    if all(solution.answer is None for solution in result):
+    if all(solution.answer is None and not solution.abstained for solution in result):
         raise typer.Exit(1)
 
 

@@ -126,7 +126,7 @@ def tabulate_costs(ledger: Mapping[str, Any]) -> Table:
 
 def _show_answer(solution: Solution) -> str:
     if solution.answer is None:
-        return "[red]none"
+        return "[yellow]abstained" if solution.abstained else "[red]none"
     text = clean_text(solution.answer, 60)
     letters = solution.question.letters
     if solution.answer in letters and letters:

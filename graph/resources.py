@@ -63,19 +63,11 @@ def make_resources(
         InputError: an unknown expert, numbers out of range, or a profile that does not fit.
     """
     aliases = tuple(experts) or tuple(pool.catalog)
-    if samples < 1:
-        raise InputError(f"samples is {samples}; ask each expert at least once")
-    if not 0 <= abstain_below <= 1:
-        raise InputError(f"abstain_below is {abstain_below:g}; a confidence lies between 0 and 1")
+    k = min(3, len(aliases)) if k is None else k
+    _check_numbers(k, aliases, samples, abstain_below)
     is_best = aggregator == "best" and "best" not in pool.catalog
     for alias in (*aliases, *([aggregator] if aggregator and not is_best else [])):
         _ = pool.catalog[alias]
-    k = min(3, len(aliases)) if k is None else k
-    if not 1 <= k <= len(aliases):
-        raise InputError(
-            f"k is {k}, but there are {len(aliases)} experts to recruit from "
-            f"({', '.join(aliases)}); choose k between 1 and {len(aliases)}"
-        )
     folder = _find_folder(profile)
     references = folder.references() if folder is not None else []
     if isinstance(profile, str | Path):
@@ -111,6 +103,18 @@ def make_resources(
         seed=seed,
         **settings,
     )
+
+
+def _check_numbers(k: int, aliases: Sequence[str], samples: int, abstain_below: float) -> None:
+    if samples < 1:
+        raise InputError(f"samples is {samples}; ask each expert at least once")
+    if not 0 <= abstain_below <= 1:
+        raise InputError(f"abstain_below is {abstain_below:g}; a confidence lies between 0 and 1")
+    if not 1 <= k <= len(aliases):
+        raise InputError(
+            f"k is {k}, but there are {len(aliases)} experts to recruit from "
+            f"({', '.join(aliases)}); choose k between 1 and {len(aliases)}"
+        )
 
 
 def _limit(adaptive: Adaptive | float | None, experts: int) -> Adaptive | None:

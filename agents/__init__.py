@@ -15,7 +15,7 @@ from .keyword_skills import KeywordSkills
 from .learned_skills import LearnedSkills
 from .outcomes import MISSING, UNREADABLE, OutcomeTable, SkillWeights
 from .policies import POLICIES, Call, Chosen, Cost, Policy, recruit_many
-from .pool import AnswerStore, Catalog, Ledger, LoadPlan, Pool, PoolEvent
+from .pool import AnswerStore, Catalog, Ledger, LoadPlan, Outlook, Pool, PoolEvent, Timeline
 from .posterior import Evidence, chances_of, gains_of
 from .profile import Profile
 from .profiling import build_profile
@@ -57,6 +57,7 @@ __all__ = [
     "Next",
     "Outcome",
     "OutcomeTable",
+    "Outlook",
     "Policy",
     "Pool",
     "PoolEvent",
@@ -69,6 +70,7 @@ __all__ = [
     "Strengths",
     "StructuredSkills",
     "Tally",
+    "Timeline",
     "Verdict",
     "Vocabulary",
     "abstain",

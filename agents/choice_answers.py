@@ -19,6 +19,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .statements import Statement, clause, own_part, plain, statements, tidy
 
@@ -88,7 +89,7 @@ def read_choice(text: str, options: Sequence[str]) -> str | None:
         text: A reply without its thinking.
         options: The choices, without their letters; at most 26.
     """
-    return _read(plain(tidy(text)), _Options.of(options))
+    return _read(plain(tidy(text)), _prepare_options(tuple(options)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,12 @@ class _Options:
             if re.search(r"[a-z]{3}", option) and words.startswith(f"{option} ")
         ]
         return max(openings)[1] if openings else None
+
+
+@lru_cache(maxsize=1 << 14)
+def _prepare_options(options: tuple[str, ...]) -> _Options:
+    """Every expert of a panel is read against the same options."""
+    return _Options.of(options)
 
 
 def _read(text: str, options: _Options) -> str | None:

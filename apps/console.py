@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from ..agents import PoolEvent
+from ..agents.pool.metrics import PoolMetrics
 from ..graph import Result
+from .interruption import Terminated
 from .progress import PoolProgress
 from .tables import clean_text
 
 __all__ = [
     "fail_for",
+    "measuring",
     "open_stderr",
     "open_stdout",
     "print_json",
@@ -53,16 +58,17 @@ def fail_for(progress: PoolProgress) -> None:
 
 @contextmanager
 def resumable(out: Path) -> Generator[None]:
-    """Turn an interruption into a sentence about what is kept, and status 130."""
+    """Turn an interruption into a sentence about what is kept, and status 130 (143 for SIGTERM)."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        is_terminated = isinstance(error, Terminated)
         open_stderr().print(
-            f"\n[yellow]interrupted:[/yellow] every finished answer is kept in {clean_text(str(out))}; "
-            "run the same command to go on",
+            f"\n[yellow]{'terminated' if is_terminated else 'interrupted'}:[/yellow] every finished "
+            f"answer is kept in {clean_text(str(out))}; run the same command to go on",
             soft_wrap=True,
         )
-        raise typer.Exit(130) from None
+        raise typer.Exit(143 if is_terminated else 130) from None
 
 
 @contextmanager
@@ -70,6 +76,27 @@ def watching(*, quiet: bool = False) -> Generator[PoolProgress]:
     """Show on stderr what the pool does."""
     with PoolProgress(open_stderr(), quiet=quiet) as progress:
         yield progress
+
+
+@contextmanager
+def measuring(path: Path | None) -> Generator[Callable[[PoolEvent], None]]:
+    """Write Prometheus metrics to a file as events come, at most once a second, and at the end."""
+    if path is None:
+        yield lambda _: None
+        return
+    metrics, written = PoolMetrics(), time.monotonic()
+
+    def count(event: PoolEvent) -> None:
+        nonlocal written
+        metrics.show(event)
+        if time.monotonic() - written >= 1.0:
+            metrics.write(path)
+            written = time.monotonic()
+
+    try:
+        yield count
+    finally:
+        metrics.write(path)
 
 
 def show(*parts: Any) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..agents import Answer, Catalog, Expertise, Pool, build_requests, read_reply
-from ..agents.pool.assembly import on_cuda
+from ..agents.pool.devices import on_cuda
 from ..graph import RunFolder
 from ..retrieval import InputError, Question, read_questions
 from .comparison import tabulate_comparison

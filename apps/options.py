@@ -18,11 +18,13 @@ __all__ = [
     "KOption",
     "LimitOption",
     "MergingOption",
+    "MetricsOption",
     "PolicyOption",
     "PoolOption",
     "ProfileOption",
     "SamplesOption",
     "SeedOption",
+    "StoreOption",
 ]
 
 PoolOption = Annotated[
@@ -53,6 +55,16 @@ AbstainOption = Annotated[
 ]
 CostOption = Annotated[
     float, typer.Option("--cost-weight", help="How much cheap experts are preferred; 0: not.")
+]
+StoreOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        help="Answer store to share between runs; default: in the run folder; `off`: none.",
+    ),
+]
+MetricsOption = Annotated[
+    Path | None, typer.Option("--metrics", help="Write Prometheus metrics to this file as it runs.")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
 SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Answers per expert.")]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from rich.console import RenderableType
 from rich.table import Table
 
 from ..agents import AggregatorScores, LoadPlan, Profile, Strengths, Tally
+from ..agents.pool import PlannedGroup
 from .doctor import Finding
 from .pools import PoolCheck
 from .tables import clean_text
+from .timeline_picture import text_timeline
 
 __all__ = [
+    "draw_plan",
     "tabulate_aggregators",
     "tabulate_checks",
     "tabulate_findings",
+    "tabulate_outlooks",
     "tabulate_plan",
     "tabulate_profile",
 ]
@@ -24,7 +30,7 @@ __all__ = [
 def tabulate_plan(plan: LoadPlan) -> Table:
     """Every load in order, before anything runs."""
     table = Table(title="Plan", title_justify="left")
-    for column in ("weights", "engine", "experts (calls)", "memory", "tokens", "seconds"):
+    for column in ("weights", "engine", "experts (calls)", "memory", "tokens", "seconds", "where"):
         table.add_column(column, overflow="fold")
     for planned in plan.groups:
         calls = ", ".join(f"{alias} ({number})" for alias, number in planned.calls.items())
@@ -35,10 +41,48 @@ def tabulate_plan(plan: LoadPlan) -> Table:
             calls,
             f"{memory / 2**30:.1f} GiB" if memory else "elsewhere",
             "?" if planned.tokens is None else f"{planned.tokens:,}",
-            "?" if planned.seconds is None else f"{planned.seconds:,}",
+            "?" if planned.seconds is None else f"{planned.seconds:,.0f}",
+            _tell_places(planned),
         )
-    table.caption = f"{plan.calls} calls, {plan.loads} loads"
+    table.caption = _tell_plan(plan)
     table.caption_justify = "left"
+    return table
+
+
+def draw_plan(plan: LoadPlan) -> RenderableType:
+    """The plan as a small Gantt chart: what is where, when."""
+    return text_timeline(plan.draw()) if plan.schedule is not None else ""
+
+
+def _tell_places(planned: PlannedGroup) -> str:
+    places = dict.fromkeys(placement.device for placement in planned.placements)
+    copies = len(planned.placements)
+    return ", ".join(places) + (f" ({copies} engines)" if copies > 1 else "")
+
+
+def _tell_plan(plan: LoadPlan) -> str:
+    parts = [f"{plan.calls} calls, {plan.loads} loads"]
+    if plan.replicas:
+        parts.append(f"{plan.replicas} more to share the work")
+    for device, peak in plan.memory_peaks.items():
+        parts.append(f"at most {peak / 2**30:.1f} GiB of {device}")
+    if plan.makespan is not None:
+        parts.append(f"about {plan.makespan:,.0f} s in all")
+    elif plan.schedule is not None:
+        parts.append("no profile: every call is taken to last as long as any other")
+    return ", ".join(parts)
+
+
+def tabulate_outlooks(outlooks: Iterable[Mapping[str, Any]]) -> Table:
+    """What was planned, beside what came of it: rows of `Outlook.to_json()`."""
+    table = Table(title="Planned and real", title_justify="left")
+    table.add_column("figure")
+    for column in ("planned", "real", "error"):
+        table.add_column(column, justify="right")
+    for row in outlooks:
+        planned = "?" if row["planned"] is None else f"{row['planned']:,.4g}"
+        error = "" if row["error"] is None else f"{row['error']:+.0%}"
+        table.add_row(row["figure"], planned, f"{row['real']:,.4g}", error)
     return table
 
 

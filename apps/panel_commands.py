@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from ..agents import Catalog
+from ..agents import AnswerStore, Catalog, PoolEvent
 from ..graph import Result
 from ..retrieval import Question, read_questions
-from .console import open_stderr, print_json, resumable, show, tell_failures, watching
+from .console import measuring, open_stderr, print_json, resumable, show, tell_failures, watching
 from .options import (
     AbstainOption,
     AdaptiveOption,
@@ -20,13 +20,15 @@ from .options import (
     KOption,
     LimitOption,
     MergingOption,
+    MetricsOption,
     PolicyOption,
     PoolOption,
     ProfileOption,
     SamplesOption,
     SeedOption,
+    StoreOption,
 )
-from .overviews import tabulate_plan
+from .overviews import draw_plan, tabulate_outlooks, tabulate_plan
 from .pools import find_pool
 from .session import PanelSettings, answer_once, plan_run, solve_into
 from .tables import clean_text, tabulate_answers, tabulate_costs, tabulate_experts, tell_answer
@@ -93,6 +95,8 @@ def solve(
     samples: SamplesOption = 1,
     limit: LimitOption = None,
     seed: SeedOption = 0,
+    store: StoreOption = None,
+    metrics: MetricsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a file of questions into a folder; what is finished is never asked again."""
@@ -110,8 +114,14 @@ def solve(
     )
     asked = read_questions(questions, limit=limit)
     catalog = Catalog.load(find_pool(pool))
-    with resumable(out), watching(quiet=as_json) as progress:
-        result = solve_into(out, asked, catalog, settings, progress.show)
+    keep = "off" if str(store) == "off" else None if store is None else AnswerStore(store)
+    with resumable(out), watching(quiet=as_json) as progress, measuring(metrics) as count:
+
+        def watch(event: PoolEvent) -> None:
+            progress.show(event)
+            count(event)
+
+        result = solve_into(out, asked, catalog, settings, watch, store=keep)
     _report(result, out, as_json)
     if (why := progress.failures.get("answer store")) is not None:
         open_stderr().print(
@@ -152,7 +162,7 @@ def plan(
     if as_json:
         print_json(made.to_json())
     else:
-        show(tabulate_plan(made))
+        show(tabulate_plan(made), draw_plan(made))
 
 
 def _report(result: Result, out: Path, as_json: bool) -> None:
@@ -161,6 +171,12 @@ def _report(result: Result, out: Path, as_json: bool) -> None:
     else:
         accuracy = [tabulate_experts(result)] if result.score is not None else []
         where = clean_text(str(out))
-        kept = f"Answers are in {where}/answers.jsonl, costs in {where}/ledger.json."
-        show(tabulate_answers(result), *accuracy, tabulate_costs(result.ledger), kept)
+        kept = (
+            f"Answers are in {where}/answers.jsonl, costs in {where}/ledger.json, what ran when in "
+            f"{where}/timeline.svg."
+        )
+        outlooks = (
+            [tabulate_outlooks(result.ledger["forecast"])] if result.ledger["forecast"] else []
+        )
+        show(tabulate_answers(result), *accuracy, tabulate_costs(result.ledger), *outlooks, kept)
     tell_failures(result)

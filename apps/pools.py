@@ -11,8 +11,9 @@ from typing import Any
 from ..agents import Catalog
 from ..agents.engines import EngineError
 from ..agents.pool import Group, group_experts
-from ..agents.pool.assembly import build_engine, on_cuda, prepare
-from ..agents.pool.residency import usable_memory
+from ..agents.pool.assembly import build_engine, prepare
+from ..agents.pool.devices import on_cuda
+from ..agents.pool.local_host import LocalHost
 from ..retrieval import InputError
 
 __all__ = ["PoolCheck", "check_pool", "find_pool"]
@@ -78,7 +79,8 @@ async def _reach(prepared: Any, catalog: Catalog) -> None:
 
 
 def _lacks_memory(catalog: Catalog, memory: int) -> str:
-    limit = usable_memory(catalog)
+    host = LocalHost(catalog)
+    limit = max(min(d.memory_bytes, host.memory_in_reach(d)) for d in host.devices)
     if memory <= limit:
         return ""
     return f"needs about {memory / 2**30:.1f} GiB, {limit / 2**30:.1f} GiB may be used"

@@ -65,15 +65,15 @@ class PoolProgress:
                 self._progress.update(task, completed=1)
                 if event.kind == "failed":
                     self.failures[event.weights] = event.message
-            case "asked":
+            case "queued":
                 name = f"{event.stage}  {escape(event.alias or '')}"
                 task = self._task("ask", name, total=0)
                 total = self._progress.tasks[self._progress.task_ids.index(task)].total or 0
                 self._progress.update(task, total=total + event.number)
-            case "replied":
+            case "finished":
                 name = f"{event.stage}  {escape(event.alias or '')}"
                 self._progress.advance(self._task("ask", name, total=0), event.number)
-            case "unloaded":
+            case _:
                 pass
 
     def _task(self, kind: str, name: str, *, total: int) -> TaskID:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 from ..agents import (
     AggregatorScores,
+    AnswerStore,
     Catalog,
     Cost,
     LoadPlan,
@@ -23,6 +25,7 @@ from ..agents import (
     Profile,
     SkillWeights,
 )
+from ..agents.pool import check_forecast
 from ..graph import (
     ProfileFolder,
     Resources,
@@ -35,6 +38,8 @@ from ..graph import (
     solve_many,
 )
 from ..retrieval import Question
+from .interruption import run_interruptibly
+from .timeline_picture import write_picture
 
 __all__ = [
     "PanelSettings",
@@ -117,9 +122,9 @@ def answer_once(
     Raises:
         InputError: as `make_resources`.
     """
-    with Pool(catalog, on_event=watch) as pool:
+    with Pool(catalog, on_event=watch, patience=math.inf) as pool:
         pool.check()
-        rows = asyncio.run(run_batch([question], settings.resources(pool)))
+        rows = run_interruptibly(run_batch([question], settings.resources(pool)), pool)
         return Result(rows, pool.ledger.to_json())
 
 
@@ -131,20 +136,25 @@ def solve_into(
     watch: Watch,
     *,
     window: int = 4096,
+    store: AnswerStore | Literal["off"] | None = None,
 ) -> Result:
     """Answer questions into a run folder, going on where an earlier run ended.
 
-    Interrupting it loses nothing that is finished: replies are stored as they come.
+    Interrupting it loses nothing that is finished: replies are stored as they come, in the folder or in
+    the store given; `off` keeps whole windows only.
 
     Raises:
         InputError: the folder belongs to another run; or as `make_resources`.
     """
-    folder = RunFolder(out)
-    pool = Pool(catalog, store=folder.store, on_event=watch)
+    folder = RunFolder(out, store=store if isinstance(store, AnswerStore) else None)
+    kept = None if store == "off" else folder.store
+    pool = Pool(catalog, store=kept, on_event=watch, patience=math.inf)
     pool.check()
     resources = settings.resources(pool)
     folder.claim(questions, settings.to_json(pool))
     pool.ledger = folder.read_ledger()
+    before = copy.deepcopy(pool.ledger)
+    earlier = folder.read_timeline()
     solutions = folder.finished(questions)
     done = {solution.question.id for solution in solutions}
     # Some questions' recruits depend on their window (an adaptive one shares a budget, trimming counts):
@@ -170,9 +180,14 @@ def solve_into(
     try:
         if rest:
             with pool:
-                asyncio.run(work())
+                run_interruptibly(work(), pool)
     finally:
-        folder.write_ledger(pool.ledger)
+        if rest:
+            outlooks = check_forecast(pool.plans, pool.ledger.since(before), pool.timeline)
+            folder.write_ledger(pool.ledger, outlooks)
+            timeline = pool.timeline.after(earlier)
+            folder.write_timeline(timeline)
+            write_picture(timeline, out / "timeline.svg", f"{out.name}: {len(questions)} questions")
     return folder.finish(questions, solutions)
 
 
@@ -192,10 +207,10 @@ def profile_experts(
         InputError: as `ProfileFolder.build`.
     """
     folder = ProfileFolder(out)
-    with Pool(catalog, store=folder.store, on_event=watch) as pool:
+    with Pool(catalog, store=folder.store, on_event=watch, patience=math.inf) as pool:
         pool.check(experts)
         building = folder.build(pool, references, experts=experts, samples=samples, seed=seed)
-        profile = asyncio.run(building)
+        profile = run_interruptibly(building, pool)
         return profile, pool.ledger.to_json()
 
 
@@ -215,11 +230,10 @@ def score_aggregators(
     """
     kept = ProfileFolder(folder)
     _ = kept.references()
-    with Pool(catalog, store=kept.store, on_event=watch) as pool:
+    with Pool(catalog, store=kept.store, on_event=watch, patience=math.inf) as pool:
         pool.check()
-        scores = asyncio.run(
-            rank_aggregators(kept, pool, candidates=candidates, samples=samples, limit=limit)
-        )
+        ranking = rank_aggregators(kept, pool, candidates=candidates, samples=samples, limit=limit)
+        scores = run_interruptibly(ranking, pool)
         return scores, pool.ledger.to_json()
 
 

@@ -26,9 +26,13 @@ EXPERTS = 16
 
 async def measure(number: int) -> tuple[float, float]:
     """CPU milliseconds per question, and megabytes by which the process grew."""
-    options = ("red", "green", "blue")
     questions = [
-        Question(id=str(i), text=f"Which colour is {i}?", options=options, kind="choice")
+        Question(
+            id=str(i),
+            text=f"Which number is it, {i}?",
+            options=(f"one of {i}", f"two of {i}", f"three of {i}"),
+            kind="choice",
+        )
         for i in range(number)
     ]
     engines = {

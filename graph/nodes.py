@@ -12,12 +12,14 @@ from langgraph.types import Command, Send
 from ..agents import Answer, abstain, build_requests, read_reply
 from ..retrieval import Question
 from .panels import (
+    announce,
     decide_by_model,
     extend_panels,
     merge_answers_of,
     read_answers_of,
     recruit_first,
 )
+from .replacing import replace_failed
 from .state import (
     FORGET,
     Answered,
@@ -27,6 +29,7 @@ from .state import (
     Recruited,
     Resources,
     Started,
+    check_questions,
     read_questions_of,
 )
 
@@ -44,15 +47,29 @@ __all__ = [
 async def extract_skills(state: Asked, runtime: Runtime[Resources]) -> Started:
     """Work out which skills each question needs."""
     extractor = runtime.context.extractor
-    found = {} if extractor is None else await extractor.extract(read_questions_of(state))
-    skills = {qid: dict(found.get(qid, {})) for qid in state["questions"]}
+    questions = check_questions(state)
+    found = {} if extractor is None else await extractor.extract(list(questions.values()))
+    skills = {qid: dict(found.get(qid, {})) for qid in questions}
     # A checkpointed thread may hold recruits and answers of an earlier batch.
-    return {"skills": skills, "recruits": {}, "round": 0, "answers": {FORGET: {}}}
+    return {
+        "questions": {qid: question.to_json() for qid, question in questions.items()},
+        "skills": skills,
+        "recruits": {},
+        "round": 0,
+        "answers": {FORGET: {}},
+    }
 
 
 async def recruit_experts(state: PanelState, runtime: Runtime[Resources]) -> Recruited:
-    """Choose experts for each question; in later rounds one more for those still undecided."""
+    """Choose experts for each question.
+
+    In later rounds: of an adaptive panel one more for those still undecided, of any other the next best
+    in place of experts that failed.
+    """
     context = runtime.context
+    if state["round"] and context.adaptive is None:
+        recruits = await asyncio.to_thread(replace_failed, context, state)
+        return {"recruits": recruits, "round": state["round"] + 1}
     questions = read_questions_of(state)
     if state["round"] and context.adaptive is not None and context.expertise is not None:
         recruits = await asyncio.to_thread(
@@ -83,14 +100,15 @@ def ask_recruits(state: PanelState, runtime: Runtime[Resources]) -> list[Send] |
             batch["questions"].append(state["questions"][qid])
             if chosen.get("draws", 1) > 1:
                 batch["draws"][qid] = chosen["draws"]
-    last = () if context.aggregator is None else (context.aggregator,)
-    order = context.pool.order(batches, last=last)
-    return [Send("reason", batches[alias]) for alias in order] or "aggregate"
+    if not batches:
+        return "aggregate"
+    return [Send("reason", batches[alias]) for alias in announce(context, batches)]
 
 
 def go_on(state: ExpertBatch, runtime: Runtime[Resources]) -> str:
-    """Where an expert's answers go: to the verdict, or back to recruiting if the panel may grow."""
-    return "aggregate" if runtime.context.adaptive is None else "recruit"
+    """Where an expert's answers go: to the verdict, or back to recruiting if the panel may change."""
+    context = runtime.context
+    return "recruit" if context.adaptive is not None or context.substitute else "aggregate"
 
 
 async def reason(state: ExpertBatch, runtime: Runtime[Resources]) -> Answered:
@@ -98,7 +116,7 @@ async def reason(state: ExpertBatch, runtime: Runtime[Resources]) -> Answered:
     context = runtime.context
     expert = state["expert"]
     spec = context.pool.catalog[expert]
-    questions = [Question.from_json(row) for row in state["questions"]]
+    questions = [Question.restore(row) for row in state["questions"]]
     draws = state["draws"]
     requests = [
         request

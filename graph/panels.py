@@ -24,9 +24,10 @@ from ..agents import (
 )
 from ..agents.engines import Failure, Reply, Usage
 from ..retrieval import Question
-from .state import Json, PanelState, Resources
+from .state import ExpertBatch, Json, PanelState, Resources
 
 __all__ = [
+    "announce",
     "decide_by_model",
     "extend_panels",
     "merge_answers_of",
@@ -62,6 +63,22 @@ def recruit_first(
         return recruit({q.id: {} for q in questions}, aliases, k=k, policy=policy, seed=seed)
     return context.expertise.recruit(
         questions, skills, k=k, policy=policy, seed=seed, cost=context.cost
+    )
+
+
+def announce(context: Resources, batches: Mapping[str, ExpertBatch]) -> list[str]:
+    """Tell the pool what it will be asked, with what a profile predicts of it; gives the best order."""
+    calls = {
+        alias: context.samples * sum(batch["draws"].get(row["id"], 1) for row in batch["questions"])
+        for alias, batch in batches.items()
+    }
+    table = None if context.expertise is None else context.expertise.table
+    known = {} if table is None else {alias: at for at, alias in enumerate(table.experts)}
+    return context.pool.announce(
+        calls,
+        last=() if context.aggregator is None else (context.aggregator,),
+        tokens_per_call={a: float(table.tokens_E[at]) for a, at in known.items() if table},
+        seconds_per_call={a: float(table.seconds_E[at]) for a, at in known.items() if table},
     )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from ..agents import AnswerStore, Ledger
+from ..agents import AnswerStore, Ledger, Outlook, Timeline
 from ..retrieval import InputError, Question, fingerprint
 from .result import Result, Solution
 
@@ -22,11 +23,12 @@ class RunFolder:
 
     Args:
         path: The folder; made by `claim`.
+        store: Where replies are kept, if not in the folder.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, store: AnswerStore | None = None) -> None:
         self.path = Path(path)
-        self.store = AnswerStore(self.path / "replies.sqlite")
+        self.store = store or AnswerStore(self.path / "replies.sqlite")
 
     @property
     def answers(self) -> Path:
@@ -88,7 +90,7 @@ class RunFolder:
 
     def append(self, solutions: Sequence[Solution]) -> None:
         """Keep solutions at once, after whatever is there."""
-        with self.answers.open("ab") as file:
+        with _told_of_disk(self.path), self.answers.open("ab") as file:
             # A line that an earlier run left unfinished must not swallow the next one; empty lines
             # are skipped by whoever reads.
             file.write(b"\n" if file.tell() else b"")
@@ -103,17 +105,32 @@ class RunFolder:
         path = self.path / "ledger.json"
         return Ledger.from_json(_read_object(path)) if path.exists() else Ledger()
 
-    def write_ledger(self, ledger: Ledger) -> None:
-        """Replace the ledger in one step."""
-        _write(self.path / "ledger.json", json.dumps(ledger.to_json(), indent=1))
+    def write_ledger(self, ledger: Ledger, outlooks: Sequence[Outlook] = ()) -> None:
+        """Replace the ledger in one step; with what the last run's plan said beside what came of it."""
+        told = {**ledger.to_json(), "forecast": [outlook.to_json() for outlook in outlooks]}
+        with _told_of_disk(self.path):
+            _write(self.path / "ledger.json", json.dumps(told, indent=1))
+
+    def read_timeline(self) -> Timeline:
+        """What earlier runs into this folder did; empty if that is not known or cannot be read."""
+        try:
+            return Timeline.from_json(_read_object(self.path / "timeline.json"))
+        except (InputError, OSError):
+            return Timeline()  # a picture is no reason to refuse to go on
+
+    def write_timeline(self, timeline: Timeline) -> None:
+        """Replace the timeline in one step."""
+        with _told_of_disk(self.path):
+            _write(self.path / "timeline.json", json.dumps(timeline.to_json()))
 
     def finish(self, questions: Sequence[Question], solutions: Sequence[Solution]) -> Result:
         """Put the answers into the questions' order, one line each, and give them back."""
         rows = {solution.question.id: solution for solution in solutions}
         ordered = [rows[question.id] for question in questions if question.id in rows]
         lines = (json.dumps(solution.row) for solution in ordered)
-        _write(self.answers, "".join(f"{line}\n" for line in lines))
-        return Result(ordered, self.read_ledger().to_json())
+        with _told_of_disk(self.path):
+            _write(self.answers, "".join(f"{line}\n" for line in lines))
+        return Result(ordered, _read_object(self.path / "ledger.json"))
 
 
 def _differ(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
@@ -134,6 +151,18 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} is damaged; choose a new folder for --out")
     return cast("dict[str, Any]", content)
+
+
+@contextmanager
+def _told_of_disk(path: Path) -> Generator[None]:
+    """A full or broken disk is one sentence; what was written before stays."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {path}: {error.strerror}; what is finished is kept, make room and run "
+            "the same command to go on"
+        ) from None
 
 
 def _write(path: Path, text: str) -> None:

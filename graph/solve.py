@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
+import math
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ from typing import Any, Literal, cast
 from ..agents import Adaptive, Catalog, Cost, Policy, Pool, Profile, SkillExtractor
 from ..retrieval import InputError, Question
 from .build import create_graph
+from .collector import few_collections
 from .resources import make_resources
 from .result import Result, Solution
 from .state import Resources
@@ -130,11 +132,12 @@ async def solve_many(
 
 async def run_batch(questions: Sequence[Question], resources: Resources) -> list[Solution]:
     """One pass of the graph over a batch."""
-    state = await create_graph().ainvoke(
-        {"questions": {question.id: question.to_json() for question in questions}},
-        context=resources,
-    )
-    return [Solution(question=question, row=_make_row(question, state)) for question in questions]
+    with few_collections(len(questions)):
+        state = await create_graph().ainvoke(
+            {"questions": {question.id: question.to_json() for question in questions}},
+            context=resources,
+        )
+        return [Solution(question=q, row=_make_row(q, state)) for q in questions]
 
 
 def as_questions(questions: Questions) -> list[Question]:
@@ -175,7 +178,7 @@ async def _opened(pool: Pool | Catalog | str | Path) -> AsyncGenerator[Pool]:
         yield pool
         return
     catalog = pool if isinstance(pool, Catalog) else Catalog.load(pool)
-    async with Pool(catalog) as made:
+    async with Pool(catalog, patience=math.inf) as made:  # nobody else asks it: a batch
         yield made
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "Resources",
     "Skilled",
     "Started",
+    "check_questions",
     "merge_answers",
     "read_questions_of",
 ]
@@ -77,8 +78,8 @@ class Recruited(TypedDict):
     round: int
 
 
-class Started(Skilled, Recruited):
-    """Skills; no recruits and no answers yet."""
+class Started(Asked, Skilled, Recruited):
+    """Questions, checked and complete; their skills; no recruits and no answers yet."""
 
     answers: Annotated[dict[str, Json], merge_answers]
 
@@ -134,6 +135,8 @@ class Resources:
     samples: int = 1
     """Answers per expert and question."""
     policy: Policy = "skill"
+    substitute: bool = True
+    """Whether an expert that failed is replaced by the next best for the questions that it owes."""
     cost: Cost = field(default_factory=Cost)
     """What calls cost, for the policy `skill` and adaptive panels."""
     merging: Literal["posterior", "vote"] = "posterior"
@@ -151,6 +154,15 @@ class Resources:
     seed: int = 0
 
 
+def check_questions(state: Asked) -> dict[str, Question]:
+    """What came into the graph from outside, as questions by id.
+
+    Raises:
+        InputError: as `Question.from_json`.
+    """
+    return {qid: Question.from_json(row) for qid, row in state["questions"].items()}
+
+
 def read_questions_of(state: Asked) -> list[Question]:
-    """The batch's questions, in its order."""
-    return [Question.from_json(row) for row in state["questions"].values()]
+    """The batch's questions, in its order, once the first node has checked them."""
+    return [Question.restore(row) for row in state["questions"].values()]

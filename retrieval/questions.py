@@ -50,6 +50,18 @@ class Question:
         }
 
     @classmethod
+    def restore(cls, row: Mapping[str, Any]) -> Question:
+        """Read what `to_json` wrote, without checking again what was checked before."""
+        return cls(
+            id=row["id"],
+            text=row["text"],
+            options=tuple(row["options"]),
+            gold=row["gold"],
+            kind=row["kind"],
+            skills=tuple(row["skills"]),
+        )
+
+    @classmethod
     def from_json(cls, row: Mapping[str, Any], *, default_id: str = "q") -> Question:
         """Read one row. `question` is accepted for `text`; `kind` follows from the rest if absent.
 

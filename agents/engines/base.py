@@ -18,9 +18,12 @@ __all__ = [
     "Load",
     "Message",
     "OptionScore",
+    "Pulsed",
     "Reply",
     "Request",
     "Sampling",
+    "Sleeper",
+    "Swapper",
     "TokenLogprob",
     "Usage",
 ]
@@ -154,10 +157,15 @@ class Load:
     """What starting an engine cost and gave."""
 
     seconds: float = 0.0
+    startup_seconds: float = 0.0
+    """The part of them that only the first load waits for: importing the engine's libraries."""
     memory_bytes: int = 0
     """Resident memory of the model's process (or its share of ours); 0 when it runs elsewhere."""
     context_length: int | None = None
     """Tokens that prompt and answer may have together; None when the engine does not know."""
+    probe: tuple[float, ...] = ()
+    """Log-probabilities of a fixed text under the loaded weights, where the engine measures them: what
+    the same weights must give again however they are loaded."""
 
 
 class EngineError(RuntimeError):
@@ -203,4 +211,63 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Release everything. Requests still in flight end in failures. Safe to call twice."""
+        ...
+
+
+@runtime_checkable
+class Swapper(Protocol):
+    """An engine that can take other weights of the same shape in place, in a fraction of a start."""
+
+    async def swap(self, model: str, name: str) -> Load:
+        """Replace the weights while nothing is in flight.
+
+        Args:
+            model: Folder of weights with the same architecture, shapes, tokenizer and template.
+            name: What the engine is called from now on.
+
+        Raises:
+            EngineError: it did not work, or a probe shows that the result is not the model it should
+                be; the engine is of no further use and must be closed.
+        """
+        ...
+
+
+@runtime_checkable
+class Sleeper(Protocol):
+    """An engine that can give its device's memory back without ending its process."""
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether the platform has it; told after `start`."""
+        ...
+
+    async def sleep(self, level: Literal[1, 2]) -> None:
+        """Free the device: weights go to main memory (1), or are read from disk again later (2).
+
+        Raises:
+            EngineError: the engine is of no further use and must be closed.
+        """
+        ...
+
+    async def wake(self) -> Load:
+        """Take the memory again; `seconds` is what that took.
+
+        Raises:
+            EngineError: it did not work, or a probe shows other weights than before.
+        """
+        ...
+
+
+@runtime_checkable
+class Pulsed(Protocol):
+    """An engine that shows that it is alive between replies."""
+
+    @property
+    def pulse(self) -> float:
+        """When it last made progress (`time.monotonic`)."""
+        ...
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens that it has generated so far, those of unfinished replies included."""
         ...

@@ -7,60 +7,43 @@ import json
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import httpx
 
-from .address import check_address, check_key, is_loopback, read_retry_after
+from .address import check_address, check_key, is_loopback
 from .base import Chunk, EngineError, Failure, Load, Reply, Request
+from .endpoint import Endpoint, RateLimited
 from .in_flight import InFlight, OnText
-from .openai_wire import (
-    MOST_BYTES,
-    Transcript,
-    WireError,
-    chat_body,
-    error_text,
-    listed_models,
-    read_events,
-)
+from .openai_wire import MOST_BYTES, Transcript, WireError, chat_body, listed_models, read_events
+from .patience import Patience
+from .trouble import Trouble, address_failure, read_refusal, read_wire_error, unreachable
 from .wording import name_some, one_line
 
 __all__ = ["OpenAIEngine"]
 
 CONNECT_SECONDS, START_SECONDS = 10.0, 30.0
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-RETRIED = frozenset({408, 409, 425, 429})
-
-
-class _Trouble(Exception):
-    """One attempt failed."""
-
-    def __init__(self, failure: Failure, *, again: bool, wait: float | None = None) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
-        self.again = again
-        """Whether another attempt may help."""
-        self.wait = wait
-        """Seconds that the server asked us to wait."""
 
 
 class OpenAIEngine:
     """A model behind an OpenAI-compatible address.
 
     429, 5xx and broken connections are tried again, with exponential backoff and jitter or after the
-    time that `Retry-After` names. Options cannot be scored here, since chat endpoints do not score
-    prompts, and adapters are models of their own to a server: both are refused. Redirects are not
-    followed, since they would carry prompt and key to another host.
+    time that `Retry-After` names; after 429 and 503 that is a pause for all engines of the endpoint,
+    and who has not the time for it fails at once. Options cannot be scored here, since chat endpoints
+    do not score prompts, and adapters are models of their own to a server: both are refused.
+    Redirects are not followed, since they would carry prompt and key to another host.
 
     Args:
         name: For messages.
         address: Up to and including `/v1`; http or https.
         model: As the server names it.
         api_key: Sent as a bearer token, and kept out of every message.
-        timeout: Seconds for one request, all attempts together.
-        retries: Attempts after the first.
-        concurrency: Requests at the address at one time.
+        timeout: Seconds for one request, all attempts and pauses together, the time in queues left out.
+        retries: Attempts after the first. One that came too early (429 with `Retry-After`) is none.
+        concurrency: Requests of this engine at one time.
+        endpoint: What it shares with the other engines of its address; without one, it has its own.
         extra: Fields to put into every request, for what a server knows beyond `Sampling`; None takes
             one out (`{"max_tokens": None, "max_completion_tokens": 2048}`).
 
@@ -78,6 +61,7 @@ class OpenAIEngine:
         timeout: float = 120.0,
         retries: int = 4,
         concurrency: int = 8,
+        endpoint: Endpoint | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
@@ -90,6 +74,8 @@ class OpenAIEngine:
         self._limits = httpx.Limits(max_connections=concurrency)
         self._extra = dict(extra or {})
         self._in_flight = InFlight(name, self._answer, concurrency=concurrency)
+        self._endpoint = endpoint or Endpoint(concurrency=concurrency)
+        self._line = self._endpoint.line()
         self._client: httpx.AsyncClient | None = None
         self._load: Load | None = None
         self._starting = asyncio.Lock()
@@ -147,14 +133,12 @@ class OpenAIEngine:
 
     async def _find_model(self, client: httpx.AsyncClient) -> int | None:
         """The context length of our model, where the server says it."""
-        patience = min(self._timeout, START_SECONDS)
+        patience = Patience(min(self._timeout, START_SECONDS))
         try:
-            async with asyncio.timeout(patience):
-                body = await self._get_models(client)
-            models = listed_models(body)
+            models = listed_models(await self._get_models(client, patience))
         except TimeoutError:
             raise EngineError(self._no_answer(patience)) from None
-        except _Trouble as trouble:
+        except (RateLimited, Trouble) as trouble:
             raise EngineError(trouble.failure) from None
         except WireError as error:
             raise EngineError(self._failure(f"{error}; does the address end in /v1?")) from None
@@ -164,28 +148,37 @@ class OpenAIEngine:
         message = f'{self._address} has no model "{self._model}"; it lists {name_some(models)}'
         raise EngineError(Failure(kind="load", message=message))
 
-    async def _get_models(self, client: httpx.AsyncClient) -> str:
-        try:
-            async with client.stream("GET", f"{self._address}/models") as response:
-                body = await self._read_body(response)
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from None
-        self._check(response, body)
-        return body
+    async def _get_models(self, client: httpx.AsyncClient, patience: Patience) -> str:
+        while True:
+            await self._endpoint.rest(patience)
+            try:
+                async with (
+                    patience.running(),
+                    client.stream("GET", f"{self._address}/models") as response,
+                ):
+                    body = await self._read_body(response)
+                self._check(response, body)
+                return body
+            except httpx.HTTPError as error:
+                raise unreachable(self._address, error) from None
+            except Trouble as trouble:
+                if not trouble.limited:
+                    raise
 
     async def _answer(self, request: Request, on_text: OnText | None) -> Reply:
         refusal = _refuse(request)
         if refusal is not None:
             return Reply.failed(request, refusal)
+        patience = Patience(self._timeout)
         try:
-            async with asyncio.timeout(self._timeout) as limit:
-                return await self._attempt(request, on_text, limit.when() or 0.0)
+            return await self._persist(request, on_text, patience)
         except TimeoutError:
-            return Reply.failed(request, self._no_answer(self._timeout))
-        except _Trouble as trouble:
+            return Reply.failed(request, self._no_answer(patience))
+        except (RateLimited, Trouble) as trouble:
             return Reply.failed(request, trouble.failure)
 
-    async def _attempt(self, request: Request, on_text: OnText | None, deadline: float) -> Reply:
+    async def _persist(self, request: Request, on_text: OnText | None, patience: Patience) -> Reply:
+        """Attempts until one succeeds, or none may help, or the time is up."""
         told: list[str] = []
 
         def tell(text: str) -> None:
@@ -193,25 +186,42 @@ class OpenAIEngine:
                 told.append(text)
                 on_text(text)
 
-        for attempt in range(self._retries + 1):
+        failed = 0
+        while True:
             try:
-                return await self._post(request, tell, stream=on_text is not None)
-            except _Trouble as trouble:
+                return await self._ask(request, tell, patience, stream=on_text is not None)
+            except Trouble as trouble:
+                failed += not trouble.limited
                 # What was already told cannot be taken back.
-                if not trouble.again or told or attempt == self._retries:
+                if not trouble.again or told or failed > self._retries:
                     raise
-                wait = self._wait(attempt) if trouble.wait is None else trouble.wait
-                if asyncio.get_running_loop().time() + wait >= deadline:
+                if trouble.pauses:  # the endpoint keeps us waiting, and all others
+                    continue
+                wait = self._wait(failed) if trouble.wait is None else trouble.wait
+                if wait >= patience.left:
                     raise
-            await asyncio.sleep(wait)
-        raise AssertionError("the last attempt returns or raises")
+            async with patience.running():
+                await asyncio.sleep(wait)
 
-    def _wait(self, attempt: int) -> float:
+    async def _ask(
+        self, request: Request, tell: OnText, patience: Patience, *, stream: bool
+    ) -> Reply:
+        """One attempt, when its turn at the endpoint has come."""
+        async with self._line.turn(request, patience) as turn, patience.running():
+            try:
+                reply = await self._post(request, tell, stream=stream)
+            except Trouble as trouble:
+                turn.spent = trouble.spent
+                raise
+            turn.spent = (reply.usage.prompt_tokens + reply.usage.completion_tokens) or None
+            return reply
+
+    def _wait(self, failed: int) -> float:
         """Seconds before the next attempt: exponential, and spread so that clients do not march."""
-        return min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * self._jitter.uniform(0.5, 1.0)
+        return min(LONGEST_WAIT, FIRST_WAIT * 2 ** (failed - 1)) * self._jitter.uniform(0.5, 1.0)
 
     async def _post(self, request: Request, tell: OnText, *, stream: bool) -> Reply:
-        """One attempt."""
+        """One exchange with the server."""
         assert self._client is not None, "in_flight lets nothing through before start"
         body = chat_body(self._model, request, stream=stream, extra=self._extra)
         transcript = Transcript(request)
@@ -226,12 +236,9 @@ class OpenAIEngine:
                 await self._receive(response, transcript, tell)
             return transcript.reply()
         except httpx.HTTPError as error:
-            raise self._unreachable(error) from None
+            raise unreachable(self._address, error) from None
         except WireError as error:
-            failure = self._failure(str(error), retryable=not error.context)
-            if error.context:
-                failure = replace(failure, kind="context")
-            raise _Trouble(failure, again=False) from None
+            raise read_wire_error(self._address, error) from None
 
     async def _receive(
         self, response: httpx.Response, transcript: Transcript, tell: OnText
@@ -245,7 +252,7 @@ class OpenAIEngine:
             tell(transcript.add(self._redact(data)))
         if not transcript.finished:
             failure = self._failure("broke off in the middle of an answer", retryable=True)
-            raise _Trouble(failure, again=True)
+            raise Trouble(failure, again=True)
 
     async def _read_body(self, response: httpx.Response) -> str:
         body = bytearray()
@@ -263,30 +270,19 @@ class OpenAIEngine:
         """Raise what the server reported instead of an answer."""
         if response.is_success:
             return
-        status = response.status_code
-        if response.is_redirect:
-            target = one_line(response.headers.get("location", "nowhere"))
-            failure = self._failure(f"redirects to {target}; give the address that answers itself")
-            raise _Trouble(failure, again=False)
-        message, about_context = error_text(body)
-        again = status >= 500 or status in RETRIED
-        failure = self._failure(f"answered {status}: {message}", retryable=again)
-        if about_context and not again:
-            failure = replace(failure, kind="context")
-        wait = read_retry_after(response.headers.get("retry-after")) if again else None
-        raise _Trouble(failure, again=again, wait=wait)
+        trouble = read_refusal(self._address, response, body)
+        if trouble.pauses and trouble.wait is not None:
+            self._endpoint.pause(trouble.wait, trouble.failure.message)
+        raise trouble
 
-    def _unreachable(self, error: httpx.HTTPError) -> _Trouble:
-        reason = one_line(error) or type(error).__name__
-        failure = self._failure(f"cannot be reached ({reason})", retryable=True)
-        return _Trouble(failure, again=isinstance(error, httpx.TransportError))
-
-    def _no_answer(self, seconds: float) -> Failure:
-        message = f"{self._address} gave no answer within {seconds:g} s"
+    def _no_answer(self, patience: Patience) -> Failure:
+        message = f"{self._address} gave no answer within {patience.seconds:g} s"
+        if patience.paused:
+            message += f", {patience.paused:.1f} of them rate limited"
         return Failure(kind="timeout", message=message, retryable=True)
 
     def _failure(self, what: str, *, retryable: bool = False) -> Failure:
-        return Failure(kind="address", message=f"{self._address} {what}", retryable=retryable)
+        return address_failure(self._address, what, retryable=retryable)
 
 
 def _refuse(request: Request) -> Failure | None:

@@ -8,21 +8,21 @@ ends: in a reply, or in the failure that says how the child died.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .base import Chunk, EngineError, Failure, Load, Reply, Request
-from .frames import pack, read_frame, reply_from_json, request_to_json
-from .launcher import Launched, Launcher
-from .reasons import exit_reason
+from .frames import reply_from_json, request_to_json
+from .launcher import Launcher
+from .vllm_child import Child
 
 __all__ = ["VllmEngine"]
 
-_PATIENCE = 5.0  # seconds that the child may take to leave by itself
+_FRAME = 256  # requests in one message, so that neither side holds a whole data set at once
 
 
 class VllmEngine:
@@ -42,6 +42,8 @@ class VllmEngine:
             model's own.
         kv_cache_bytes: Memory for keys and values. None: 256 MiB on a CPU, vLLM's choice on a GPU.
         gpu_memory_utilization: The share of a GPU's memory that this engine may take.
+        gpu: Index of the GPU to run on; None for vLLM's choice, or no GPU.
+        sleeps: Start vLLM so that it can sleep, where the platform has that.
         max_batch: Most requests in one step; further ones wait.
         launcher: Starts the child; the engine makes, and closes, one of its own if none is given.
         start_timeout: Seconds that loading may take.
@@ -59,6 +61,8 @@ class VllmEngine:
         chat_template: str | None = None,
         kv_cache_bytes: int | None = None,
         gpu_memory_utilization: float | None = None,
+        gpu: int | None = None,
+        sleeps: bool = False,
         max_batch: int = 64,
         launcher: Launcher | None = None,
         start_timeout: float = 600.0,
@@ -75,6 +79,8 @@ class VllmEngine:
             "chat_template": chat_template,
             "kv_cache_bytes": kv_cache_bytes,
             "gpu_memory_utilization": gpu_memory_utilization,
+            "gpu": gpu,
+            "sleeps": sleeps,
             "max_batch": max_batch,
         }
         self._launcher = launcher
@@ -83,16 +89,33 @@ class VllmEngine:
         self._load: Load | None = None
         self._failure: Failure | None = None
         """Why there can be no more answers; None while there can."""
-        self._child: Launched | None = None
-        self._writer: asyncio.StreamWriter | None = None
-        self._listener: asyncio.Task[None] | None = None
+        self._child = Child(self._hear, self._note_end)
+        self._can_sleep = False
+        self._startup = 0.0
+        self._level: Literal[1, 2] = 1
+        self._tokens = 0
         self._numbers = itertools.count()
         self._flights: dict[int, tuple[Request, asyncio.Queue[tuple[int, Chunk]]]] = {}
 
     @property
     def pid(self) -> int | None:
         """Process id of the child; None when there is none."""
-        return self._child.pid if self._child is not None else None
+        return self._child.pid
+
+    @property
+    def pulse(self) -> float:
+        """When the child last made progress (`time.monotonic`)."""
+        return self._child.pulse
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens generated so far, as the child last told, those of unfinished replies included."""
+        return self._tokens
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether `sleep` frees memory; told after `start`."""
+        return self._can_sleep
 
     async def start(self) -> Load:
         """Start the child and load the model. A second call returns the first call's answer.
@@ -122,11 +145,8 @@ class VllmEngine:
             await self._end_child()
             raise
         else:
-            return Load(
-                seconds=time.monotonic() - begun,
-                memory_bytes=report["memory_bytes"],
-                context_length=report["context_length"],
-            )
+            self._can_sleep = report["can_sleep"]
+            return replace(_read_report(report, begun), startup_seconds=self._startup)
         self._failure = self._failure or failure
         await self._end_child()
         raise EngineError(self._failure)
@@ -143,44 +163,78 @@ class VllmEngine:
         message = f"engine {self.name!r} could not load {self.model}: {reason}"
         return Failure(kind="load", message=message, retryable=retryable)
 
-    async def _load_in_child(self) -> dict[str, Any]:
+    async def _load_in_child(self) -> Mapping[str, Any]:
         """Launch the child and wait until it has loaded the model."""
         if self._launcher is None and self._owned is None:
             self._owned = Launcher()
         launcher = self._launcher or self._owned
         assert launcher is not None
-        self._child = child = await launcher.launch(self.name)
         if self._failure is not None:  # closed meanwhile
             raise EngineError(self._failure)
-        reader, self._writer = await asyncio.open_connection(sock=child.connection)
-        self._writer.write(pack({"op": "load", "config": self._config}))
-        report = await read_frame(reader)
-        if report is None:
-            raise EngineError(self._unloadable(await self._ending(child), True))
-        if report["op"] == "failed":
-            raise EngineError(self._unloadable(report["message"]))
-        self._listener = asyncio.create_task(self._listen(reader, child))
-        return report
+        begun = time.monotonic()
+        await launcher.start()  # its own failure is a sentence already
+        self._startup = time.monotonic() - begun
+        try:
+            return await self._child.start(launcher, self.name, self._config)
+        except EngineError as error:
+            raise EngineError(
+                self._unloadable(error.failure.message, error.failure.retryable)
+            ) from None
 
-    async def _ending(self, child: Launched) -> str:
-        """How the child ended, once its end of the connection is closed."""
-        with contextlib.suppress(TimeoutError):
-            code = await asyncio.wait_for(asyncio.shield(child.exited), _PATIENCE)
-            words = child.last_words() if code is not None and code > 0 else ""
-            return exit_reason(code) + (f" ({words})" if words else "")
-        return exit_reason(None)
+    async def swap(self, model: str, name: str) -> Load:
+        """Replace the weights by others of the same shape; see `Swapper`.
 
-    async def _listen(self, reader: asyncio.StreamReader, child: Launched) -> None:
-        """Take the child's messages until it goes; then fail what is still in flight."""
-        reason: str | None = None
-        while (message := await read_frame(reader)) is not None:
-            if message["op"] == "died":
-                reason = message["message"]
-            elif message["op"] == "delta":
+        Raises:
+            EngineError: it did not work; the engine must be closed.
+        """
+        assert not self._flights, "weights are replaced while nothing is in flight"
+        self.name, self.model = name, model
+        return await self._change({"op": "reload", "model": str(model)})
+
+    async def sleep(self, level: Literal[1, 2]) -> None:
+        """Free the device's memory; see `Sleeper`.
+
+        Raises:
+            EngineError: it did not work; the engine must be closed.
+        """
+        self._level = level
+        await self._change({"op": "sleep", "level": level})
+
+    async def wake(self) -> Load:
+        """Take the device's memory again; see `Sleeper`.
+
+        Raises:
+            EngineError: it did not work; the engine must be closed.
+        """
+        return await self._change({"op": "wake", "level": self._level})
+
+    async def _change(self, order: Mapping[str, Any]) -> Load:
+        begun = time.monotonic()
+        if self._failure is not None:
+            raise EngineError(self._failure)
+        try:
+            async with asyncio.timeout(self.start_timeout):
+                return _read_report(await self._child.order(order), begun)
+        except TimeoutError:
+            reason, again = f"it took longer than {self.start_timeout:g} s", True
+        except EngineError as error:
+            reason, again = error.failure.message, error.failure.retryable
+        self._failure = self._failure or self._unloadable(reason, again)
+        raise EngineError(self._failure)
+
+    def _hear(self, message: Mapping[str, Any]) -> None:
+        match message["op"]:
+            case "delta":
                 self._deliver(message["id"], Chunk(text=message["text"]))
-            elif message["op"] == "reply":
+            case "reply":
                 self._deliver(message["id"], Chunk(reply=reply_from_json(message["reply"])))
-        message = f"engine {self.name!r} died: {reason or await self._ending(child)}"
+            case "beat":
+                self._tokens = message["tokens"]
+            case _:
+                pass
+
+    def _note_end(self, reason: str) -> None:
+        message = f"engine {self.name!r} died: {reason}"
         self._fail_all(Failure(kind="engine", message=message, retryable=True))
 
     def _deliver(self, number: int, chunk: Chunk) -> None:
@@ -208,9 +262,10 @@ class VllmEngine:
         """
         if len({request.id for request in requests}) < len(requests):
             raise ValueError("the requests of one call must have different ids")
-        numbers, arrivals = self._send(requests, stream=False)
+        numbers, arrivals = self._enlist(requests)
         replies: dict[int, Reply] = {}
         try:
+            await self._send(numbers, requests)
             while len(replies) < len(numbers):
                 number, chunk = await arrivals.get()
                 if chunk.reply is None or number in replies:
@@ -229,8 +284,9 @@ class VllmEngine:
         Raises:
             RuntimeError: the engine was not started.
         """
-        numbers, arrivals = self._send([request], stream=True)
+        numbers, arrivals = self._enlist([request])
         try:
+            await self._send(numbers, [request], stream=True)
             while True:
                 _, chunk = await arrivals.get()
                 if chunk.reply is not None:
@@ -241,31 +297,38 @@ class VllmEngine:
         finally:
             self._forget(numbers)
 
-    def _send(
-        self, requests: Sequence[Request], *, stream: bool
+    def _enlist(
+        self, requests: Sequence[Request]
     ) -> tuple[list[int], asyncio.Queue[tuple[int, Chunk]]]:
         """Put requests in flight: their numbers, and where their chunks will arrive."""
         if self._load is None:
             raise RuntimeError(f"engine {self.name!r} must be started before it can answer")
         arrivals: asyncio.Queue[tuple[int, Chunk]] = asyncio.Queue()
         numbers = [next(self._numbers) for _ in requests]
-        pairs = list(zip(numbers, requests, strict=True))
+        pairs = zip(numbers, requests, strict=True)
         self._flights.update((number, (request, arrivals)) for number, request in pairs)
         if self._failure is not None:
             self._fail_all(self._failure)
-        elif self._writer is not None and pairs:
+        return numbers, arrivals
+
+    async def _send(
+        self, numbers: Sequence[int], requests: Sequence[Request], *, stream: bool = False
+    ) -> None:
+        """Give requests to the child, a frame at a time, as fast as it takes them."""
+        for start in range(0, len(numbers), _FRAME):
+            part = slice(start, start + _FRAME)
             entries = [
                 {"id": number, "request": request_to_json(request), "stream": stream}
-                for number, request in pairs
+                for number, request in zip(numbers[part], requests[part], strict=True)
             ]
-            self._writer.write(pack({"op": "generate", "requests": entries}))
-        return numbers, arrivals
+            self._child.send({"op": "generate", "requests": entries})
+            await self._child.drain()
 
     def _forget(self, numbers: Iterable[int]) -> None:
         """Abort those of these requests that are still in flight."""
         unfinished = [number for number in numbers if self._flights.pop(number, None) is not None]
-        if unfinished and self._failure is None and self._writer is not None:
-            self._writer.write(pack({"op": "abort", "ids": unfinished}))
+        if unfinished and self._failure is None:
+            self._child.send({"op": "abort", "ids": unfinished})
 
     async def close(self) -> None:
         """End the child. Requests still in flight end in failures. Safe to call twice."""
@@ -274,28 +337,15 @@ class VllmEngine:
         await self._end_child()
 
     async def _end_child(self) -> None:
-        child, self._child = self._child, None
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.write(pack({"op": "close"}))
-        if child is not None:
-            await self._see_off(child)
-        if self._listener is not None:
-            self._listener.cancel()
-            await asyncio.wait([self._listener])
-        if writer is not None:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
-        if child is not None:
-            child.release()
+        await self._child.end()
         if self._owned is not None:
             await self._owned.close()
 
-    async def _see_off(self, child: Launched) -> None:
-        """Wait for the child to leave, and help it after a while."""
-        for _ in range(2):
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(child.exited), _PATIENCE)
-                return
-            child.kill()
+
+def _read_report(report: Mapping[str, Any], begun: float) -> Load:
+    return Load(
+        seconds=time.monotonic() - begun,
+        memory_bytes=report["memory_bytes"],
+        context_length=report["context_length"],
+        probe=tuple(report["probe"]),
+    )

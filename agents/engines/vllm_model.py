@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...retrieval import InputError
+from .vllm_weights import can_sleep
 
 __all__ = ["load_model", "lora_requests"]
 
@@ -24,11 +25,13 @@ def load_model(config: Mapping[str, Any]) -> Any:
 
     Args:
         config: What `VllmEngine` sends: model, revision, dtype, context_length, adapters
-            (name -> folder), kv_cache_bytes, gpu_memory_utilization, max_batch.
+            (name -> folder), kv_cache_bytes, gpu_memory_utilization, gpu, sleeps, max_batch.
 
     Returns:
         vLLM's `LLMEngine`.
     """
+    if config["gpu"] is not None:
+        _choose_gpu(config["gpu"])
     if os.path.isdir(config["model"]):
         _stay_offline()
     from vllm import LLM  # pyright: ignore[reportMissingImports]
@@ -59,8 +62,16 @@ def _given_options(config: Mapping[str, Any]) -> dict[str, Any]:
         "kv_cache_memory_bytes": config["kv_cache_bytes"] or (_CPU_CACHE if on_cpu else None),
         "gpu_memory_utilization": config["gpu_memory_utilization"],
         "enforce_eager": on_cpu or None,  # compiling costs a minute there and gains a tenth
+        "enable_sleep_mode": (config["sleeps"] and can_sleep()) or None,
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _choose_gpu(index: int) -> None:
+    """Show this process one GPU alone. CUDA reads the variable when it is first used, which is later."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else None
+    os.environ["CUDA_VISIBLE_DEVICES"] = names[index].strip() if names else str(index)
 
 
 def _on_cpu() -> bool:

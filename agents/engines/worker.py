@@ -5,8 +5,9 @@ arrives while a batch runs joins that batch. A second thread does nothing but li
 socket ends, or an order to close arrives, it ends the process at once, in the middle of a load or a
 step if need be. Nothing in here has to be saved.
 
-Messages in: `load` (once, first), `generate`, `abort`, `close`. Messages out: `ready` or `failed`
-(once), then `delta`, `reply`, and `died` before vLLM's own failure ends the process.
+Messages in: `load` (once, first), `generate`, `abort`, `close`, and while nothing is in flight
+`reload`, `sleep`, `wake`. Messages out: `done` or `failed` to `load` and those three; `delta` and `reply`;
+`beat` twice a second while there is progress; `died` before vLLM's own failure ends the process.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from queue import Empty, SimpleQueue
@@ -24,9 +26,11 @@ from .frames import pack, receive_frame, reply_to_json, request_from_json
 from .jobs import Job, JobMaker, Part, Reads, Refused, finished_reply
 from .reasons import root_reason
 from .vllm_model import load_model, lora_requests
+from .vllm_weights import count_tokens, fall_asleep, measure_probe, replace_weights, wake_up
 
 __all__ = ["Loop", "main"]
 
+_BEAT_SECONDS = 0.5
 _AT_ONCE = 32  # requests encoded between two steps, so that a thousand new ones hold nobody up
 
 
@@ -40,7 +44,7 @@ def main(connection: socket.socket) -> None:
     try:
         engine = load_model(order["config"])
         loop = Loop(engine, order["config"], connection, inbox)
-        connection.sendall(pack({"op": "ready", **_figures(engine)}))
+        connection.sendall(pack({"op": "done", **_figures(engine)}))
     except Exception as error:
         connection.sendall(pack({"op": "failed", "message": root_reason(error)}))
         raise
@@ -59,10 +63,15 @@ def _listen(connection: socket.socket, inbox: SimpleQueue[dict[str, Any]]) -> No
         os._exit(0)
 
 
-def _figures(engine: Any) -> dict[str, int]:
+def _figures(engine: Any, *, probed: bool = True) -> dict[str, Any]:
     import psutil
 
-    return {"memory_bytes": psutil.Process().memory_info().rss, "context_length": _window(engine)}
+    return {
+        "probe": measure_probe(engine) if probed else [],
+        "memory_bytes": psutil.Process().memory_info().rss,
+        "context_length": _window(engine),
+        "can_sleep": engine.vllm_config.model_config.enable_sleep_mode,
+    }
 
 
 def _window(engine: Any) -> int:
@@ -92,6 +101,9 @@ class Loop:
         self.arrivals: deque[dict[str, Any]] = deque()
         self.waiting: deque[tuple[Job, Part]] = deque()
         self.running: dict[str, tuple[Job, Part]] = {}
+        self.tokens = 0
+        """Generated so far for requests that are finished."""
+        self.beaten = 0.0
 
     def run(self) -> None:
         """Serve for ever; the listening thread ends the process."""
@@ -120,6 +132,22 @@ class Loop:
             self.arrivals.extend(message["requests"])
         elif message["op"] == "abort":
             self.drop(set(message["ids"]))
+        else:
+            self.change(message)
+
+    def change(self, message: Mapping[str, Any]) -> None:
+        """Do something to the weights, and report; a failure ends the process."""
+        try:
+            if message["op"] == "reload":
+                replace_weights(self.engine, message["model"])
+            elif message["op"] == "sleep":
+                fall_asleep(self.engine, message["level"])
+            elif message["op"] == "wake":
+                wake_up(self.engine, message["level"])
+            self.send({"op": "done", **_figures(self.engine, probed=message["op"] != "sleep")})
+        except Exception as error:
+            self.send({"op": "failed", "message": root_reason(error)})
+            raise
 
     def accept(self, entry: Mapping[str, Any]) -> None:
         """Make a job of a request, or answer why not."""
@@ -180,8 +208,17 @@ class Loop:
         for output in self.engine.step():
             if output.request_id in self.running:
                 self.advance(output)
+        self.beat()
         if self.running and not self.engine.has_unfinished_requests():
             raise RuntimeError("vLLM forgot requests that it had accepted")
+
+    def beat(self) -> None:
+        """Show now and then that there is progress, and how much."""
+        now = time.monotonic()
+        if now - self.beaten >= _BEAT_SECONDS:
+            self.beaten = now
+            tokens = self.tokens + count_tokens(self.engine, self.running)
+            self.send({"op": "beat", "tokens": tokens})
 
     def advance(self, output: Any) -> None:
         """Take one part's output; once a job's last part has finished, answer it."""
@@ -191,6 +228,7 @@ class Loop:
         if not output.finished:
             return
         del self.running[part.id]
+        self.tokens += len(output.outputs[0].token_ids)
         job.outputs[part.id] = output
         if len(job.outputs) == len(job.parts):
             self.answer(job.number, finished_reply(job))

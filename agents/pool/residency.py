@@ -1,360 +1,478 @@
-"""What is loaded: local models take turns, remote ones are simply there.
+"""The loop that owns what is loaded.
 
-Everything here runs in the pool's one event loop, so plain attributes are enough. A turn serves all
-that is waiting for one model; what arrives for it meanwhile joins, as long as no other model waits.
+Whatever happens (a job arrives, an engine is ready, answers, dies, is gone) is a message; one task takes the
+messages one after the other, changes the state, asks `Turns` what is to be done now, and starts doing it.
+Nothing else touches the state, so nothing is locked. A model is absent, loading, ready, asleep or leaving
+(`residents.py`), drains while it has to give way (`turns.py`), and has failed while `_broken` says why.
+
+Engines that need no memory here (addresses, recordings) have no turns: they are started once and asked at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
-
-import psutil
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 
 from ...retrieval import InputError
-from ..engines import Chunk, Engine, EngineError, Failure, Load, Reply, Request
-from .assembly import Prepared, build_engine, on_cuda, prepare
-from .catalog import Catalog
-from .events import PoolEvent
+from ..engines import Engine, EngineError, Failure, Load, Reply, Request, Sleeper
+from .actions import Action, Begin, End, Refuse, Rest, Start, Swap, Wake
+from .announcer import Announcer
+from .events import LoadWay, PoolEvent
+from .gate import Gate
+from .host import Host
+from .jobs import Job
 from .ledger import LoadRecord
-from .plan import Group
-from .specs import VllmExpert
+from .local_host import read_ahead
+from .needs import find_need, tell_lack
+from .plain_engines import PlainEngines, failure_of
+from .residents import Need, Resident, Slice
+from .serving import serve_slice
+from .specs import PoolFile
+from .turns import Turns, TurnSettings
+from .workshop import Workshop, close_quietly
 
-if TYPE_CHECKING:
-    from ..engines.launcher import Launcher
-
-__all__ = ["Job", "Residency", "usable_memory"]
+__all__ = ["Residency"]
 
 CLOSED = Failure(kind="engine", message="the pool was closed", retryable=True)
-FREE_MEMORY_SHARE = 0.9  # the rest is for the operating system and for estimates that fall short
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Job:
-    """Requests to one group that run as one batch."""
-
-    group: Group
-    requests: list[Request]
-    on_reply: Callable[[Reply], None] | None = None
-    on_chunk: Callable[[Chunk], None] | None = None
-    """If given, the only request is streamed."""
-    started: float | None = None
-    """When the engine began to work on it (`time.perf_counter`)."""
-    ended: float | None = None
-    done: asyncio.Future[list[Reply]] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
-
-    @property
-    def seconds(self) -> float:
-        """Wall seconds that the engine has worked on it so far."""
-        if self.started is None:
-            return 0.0
-        return (self.ended or time.perf_counter()) - self.started
+MOST_DEATHS = 2
+"""Times in a row, without an answer in between, that a model may die before its questions fail."""
+COOL_DOWN = 60.0
+"""Seconds after which a model that kept dying may be tried again."""
+DRAIN_STEP = 0.05
+PULSE_SECONDS = 1.0
+"""How often working engines are looked at."""
 
 
 class Residency:
     """Starts, keeps and stops engines, and gives every job its turn.
 
     Args:
-        catalog: The pool's experts and settings.
+        host: Finds weights and builds engines.
+        workshop: Does it.
+        settings: The pool file's.
+        patience: Seconds after which a waiting request makes others give way; infinite in batch mode.
         note_load: Called with every load that succeeded.
         tell: Called with what a watcher may want to see.
-        given: Engines by alias, for experts whose engine is `given`.
     """
 
     def __init__(
         self,
-        catalog: Catalog,
+        host: Host,
+        workshop: Workshop,
+        settings: PoolFile,
+        *,
+        patience: float,
         note_load: Callable[[LoadRecord], None],
         tell: Callable[[PoolEvent], None],
-        given: Mapping[str, Engine] | None = None,
     ) -> None:
-        self._catalog = catalog
-        self._given = given
+        self._host = host
+        self._workshop = workshop
+        self._stall_seconds = settings.stall_seconds
         self._note_load = note_load
-        self._tell = tell
-        self._prepared: dict[str, Prepared] = {}
-        self._engines: dict[str, Engine] = {}  # in the order of last use
-        self._memory: dict[str, int] = {}  # bytes, of resident local models
-        self._starting: dict[str, asyncio.Task[Engine]] = {}  # remote engines being started
-        self._broken: dict[str, Failure] = {}
-        self._waiting: list[Job] = []
+        self._announcer = Announcer(tell)
+        self._plain = PlainEngines(host, workshop, tell)
+        self._gate = Gate(settings.max_queued)
+        self._turn_settings = TurnSettings(
+            patience=patience,
+            min_residency=settings.min_residency,
+            max_resident=settings.max_resident,
+            swap_in_place=settings.swap_in_place,
+            sleep=settings.sleep,
+        )
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._turns = Turns(self._turn_settings, self._host.memory_in_reach)
+        self._inbox: deque[Callable[[float], None]] = deque()
         self._arrival = asyncio.Event()
-        self._turns: asyncio.Task[None] | None = None
-        self._launcher: Launcher | None = None
-
-    def prepare(self, group: Group) -> Prepared:
-        """Find a group's weights, once.
-
-        Raises:
-            InputError: as `assembly.prepare`.
-        """
-        if group.key not in self._prepared:
-            prepared = prepare(group, self._catalog)
-            engine = (self._given or {}).get(group.aliases[0])
-            if engine is not None:  # all that we can know of a given engine is what it is called
-                name = f"{prepared.identity}:{type(engine).__qualname__}:{engine.name}"
-                prepared = replace(prepared, identity=name)
-            self._prepared[group.key] = prepared
-        return self._prepared[group.key]
+        self._actor: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._broken: dict[str, tuple[Failure, float]] = {}
+        self._deaths: dict[str, int] = {}
+        self._jobs = 0
+        self._ended: Failure | None = None
+        self._is_draining = False
 
     async def run(self, job: Job) -> list[Reply]:
         """Do a job when its model's turn comes. Cancelling takes it out, running or not."""
-        if not job.group.local:
-            try:
-                return await self._work(await self._reach(job.group), job)
-            except EngineError as error:
-                return _refuse(job, error.failure)
-        self._waiting.append(job)
-        self._arrival.set()
-        if self._turns is None or self._turns.done():
-            self._turns = asyncio.create_task(self._take_turns())
+        if not job.group.takes_turns:
+            return await self._plain.run(job)
+        await self._gate.enter(len(job.requests))
         try:
+            need = await asyncio.to_thread(find_need, job.group, self._host, self._workshop)
+            self._post(lambda now: self._submit(job, need, now))
+            return await job.done
+        except (EngineError, InputError) as error:
+            self._announcer.tell_of(job.group, "failed", message=failure_of(error).message)
+            job.refuse(failure_of(error))
             return await job.done
         except asyncio.CancelledError:
-            if job in self._waiting:
-                self._waiting.remove(job)
+            self._post(lambda _: self._withdraw(job))
             raise
+        finally:
+            self._gate.leave(len(job.requests))
+
+    def expect(
+        self, calls: Mapping[str, int], ranks: Mapping[str, int], devices: Mapping[str, str]
+    ) -> None:
+        """Take a plan: requests to come by group, the order of the groups, their devices."""
+
+        def take(_: float) -> None:
+            self._turns.expected.clear()
+            self._turns.expected.update(calls)
+            self._turns.follow(ranks, devices)
+
+        self._post(take)
+
+    def fulfil(self, key: str, number: int) -> None:
+        """So many announced requests of a group are answered."""
+        if key in self._turns.expected:
+            self._turns.expected[key] -= number
+
+    async def drain(self, seconds: float) -> None:
+        """Begin nothing further, and let engines finish what they work on, for so long at most."""
+        self._is_draining = True
+        deadline = self._now() + seconds
+        while any(r.slices for r in self._turns.residents.values()) and self._now() < deadline:
+            await asyncio.sleep(DRAIN_STEP)
 
     async def close(self) -> None:
         """Stop everything, whatever is still running; who waits gets a failure."""
-        started: list[asyncio.Task[Any]] = [
-            *self._starting.values(),
-            *([self._turns] if self._turns else []),
-        ]
-        for task in started:
+        self._ended = CLOSED
+        tasks = [task for task in (self._actor, *self._tasks) if task is not None]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*started, return_exceptions=True)
-        for job in self._waiting:
-            if not job.done.done():
-                job.done.set_result(_refuse(job, CLOSED))
-        await asyncio.gather(*map(self._unload, list(self._engines)), return_exceptions=True)
-        if self._launcher is not None:
-            await self._launcher.close()
-        # As new, so that the pool can be opened again in another event loop.
-        self._waiting.clear()
-        self._starting.clear()
-        self._broken.clear()
-        self._arrival = asyncio.Event()
-        self._launcher = self._turns = None
+        await asyncio.gather(*tasks, return_exceptions=True)
+        while self._inbox:  # what finished meanwhile counts, and who came last is told
+            self._inbox.popleft()(self._now())
+        for key in list(self._turns.queues):
+            self._refuse_queue(key, CLOSED)
+        residents = list(self._turns.residents.values())
+        for resident in residents:
+            self._lose_slices(resident, CLOSED)
+        engines = [r.engine for r in residents if r.engine is not None]
+        await asyncio.gather(*map(close_quietly, engines), return_exceptions=True)
+        await self._plain.close()
+        await self._host.close()
+        self._begin_anew()  # so that the pool can be opened again in another event loop
 
-    async def _take_turns(self) -> None:
-        while self._waiting:
-            group = self._waiting[0].group  # whoever has waited longest says whose turn it is
-            try:
-                engine = await self._bring_up(group)
-            except EngineError as error:
-                for job in self._pop(group):
-                    if not job.done.done():
-                        job.done.set_result(_refuse(job, error.failure))
-            except Exception as error:
-                # A defect of ours: whoever waits gets it as it is, instead of waiting for ever.
-                for job in self._pop(group):
-                    if not job.done.done():
-                        job.done.set_exception(error)
-            else:
-                await self._serve(engine, group)
+    # The loop
 
-    async def _serve(self, engine: Engine, group: Group) -> None:
-        """One turn: everything that waits for this model, as one continuous batch."""
-        running: set[asyncio.Task[None]] = set()
-        arrival = asyncio.create_task(self._arrival.wait())
-        try:
-            while True:
-                others_wait = any(job.group.key != group.key for job in self._waiting)
-                if not (running and others_wait):
-                    for job in self._pop(group):
-                        running.add(asyncio.create_task(self._finish(engine, job)))
-                if not running:
-                    return
-                if arrival.done():
-                    self._arrival.clear()
-                    arrival = asyncio.create_task(self._arrival.wait())
-                done, _ = await asyncio.wait(
-                    {*running, arrival}, return_when=asyncio.FIRST_COMPLETED
+    async def _live(self) -> None:
+        while True:
+            now = self._now()
+            for resident in self._turns.residents.values():
+                resident.charge(now)
+            while self._inbox:
+                self._inbox.popleft()(now)
+            self._look_after(now)
+            actions = [] if self._is_draining else self._turns.decide(now)
+            self._announcer.tell_rests(self._turns.residents.values(), now)
+            for action in actions:
+                self._do(action, now)
+            if not self._inbox:
+                await self._pause(now)
+
+    async def _pause(self, now: float) -> None:
+        """Wait for a message, or until time alone changes something."""
+        times = [self._turns.next_change(now)]
+        if any(r.slices for r in self._turns.residents.values()):
+            times.append(now + PULSE_SECONDS)
+        self._arrival.clear()
+        soonest = min((t for t in times if t is not None), default=None)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(soonest):
+                await self._arrival.wait()
+
+    def _look_after(self, now: float) -> None:
+        """Tell how fast engines are, and give up those that show no sign of life."""
+        for resident in list(self._turns.residents.values()):
+            if not resident.slices or resident.is_dead:
+                continue
+            self._announcer.tell_tokens(resident, now)
+            silence = now - resident.last_sign
+            if silence > self._stall_seconds:
+                message = (
+                    f"engine {resident.group.name!r} gave no sign of life for {silence:.0f} s "
+                    "(stall_seconds)"
                 )
-                running -= done
-                if group.key not in self._engines:  # it died; the rest of its jobs gets a new one
-                    await asyncio.gather(*running)
-                    return
-        finally:
-            for task in (arrival, *running):
-                task.cancel()
+                failure = Failure(kind="timeout", message=message, retryable=True)
+                self._note_death(resident, failure, now)
+                for slice_ in list(resident.slices):
+                    self._abandon(resident, slice_, failure, now)
 
-    async def _finish(self, engine: Engine, job: Job) -> None:
-        work = asyncio.create_task(self._work(engine, job))
-        job.done.add_done_callback(lambda _: work.cancel())  # cancelled from outside
-        try:
-            replies = await work
-        except asyncio.CancelledError:
-            if not job.done.done():
-                job.done.set_result(_refuse(job, CLOSED))
-        except Exception as error:
-            if not job.done.done():
-                job.done.set_exception(error)
-        else:
-            if not job.done.done():
-                job.done.set_result(replies)
+    def _abandon(self, resident: Resident, slice_: Slice, failure: Failure, now: float) -> None:
+        lost = [r for r in slice_.requests if r.id not in slice_.job.replies]
+        self._finished(resident, slice_, lost, failure, now)
+        if slice_.task is not None:
+            slice_.task.cancel()
 
-    async def _work(self, engine: Engine, job: Job) -> list[Reply]:
-        job.started = time.perf_counter()
-        try:
-            if job.on_chunk is None:
-                replies = await engine.generate(job.requests, job.on_reply)
-            else:
-                replies = await _stream(engine, job.requests[0], job.on_chunk)
-        finally:
-            job.ended = time.perf_counter()
-        # A local engine that fails like this is dead; a remote one has nothing to start anew.
-        if job.group.local and any(r.failure and r.failure.kind == "engine" for r in replies):
-            await self._unload(job.group.key)
-        return replies
+    def _post(self, message: Callable[[float], None]) -> None:
+        self._inbox.append(message)
+        self._arrival.set()
+        if self._actor is None:
+            self._actor = asyncio.create_task(self._live())
+            self._actor.add_done_callback(self._fail_all)
 
-    async def _reach(self, group: Group) -> Engine:
-        """The engine of a group that needs no memory here, started once however many ask."""
-        if group.key not in self._engines:
-            if group.key not in self._starting:
-                self._starting[group.key] = asyncio.create_task(self._start(group))
-            try:
-                return await asyncio.shield(self._starting[group.key])
-            finally:
-                if group.key in self._starting and self._starting[group.key].done():
-                    del self._starting[group.key]
-        return self._engines[group.key]
+    def _fail_all(self, actor: asyncio.Task[None]) -> None:
+        """A defect of ours: whoever waits gets it as it is, instead of waiting for ever."""
+        error = None if actor.cancelled() else actor.exception()
+        if error is None:
+            return
+        for key in list(self._turns.queues):
+            for job in self._turns.queues.take_all(key):
+                job.fail(error)
+        for resident in self._turns.residents.values():
+            for slice_ in resident.slices:
+                slice_.job.fail(error)
 
-    async def _bring_up(self, group: Group) -> Engine:
-        """The engine of a local model, loaded if need be, after making room for it."""
-        if group.key in self._engines:
-            self._engines[group.key] = self._engines.pop(group.key)  # most recently used
-            return self._engines[group.key]
-        return await self._start(group)
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
 
-    async def _start(self, group: Group) -> Engine:
-        if group.key in self._broken:
-            raise EngineError(self._broken[group.key])
-        self._tell(PoolEvent(kind="loading", weights=group.name))
-        try:
-            prepared = await asyncio.to_thread(self.prepare, group)
-            if group.local:
-                await self._make_room(prepared)
-            engine = build_engine(prepared, self._catalog, self._launch_with(), self._given)
-            load = await _start_or_close(engine)
-        except (EngineError, InputError) as error:
-            failure = (
-                error.failure
-                if isinstance(error, EngineError)
-                else Failure(kind="load", message=str(error))
-            )
-            if isinstance(error, _NoRoom) or failure.kind != "load" or failure.retryable:
-                self._broken.pop(group.key, None)  # may go better the next time
-            else:
-                self._broken[group.key] = failure
-            self._tell(PoolEvent(kind="failed", weights=group.name, message=failure.message))
-            raise EngineError(failure) from None
-        self._engines[group.key] = engine
-        if group.local:
-            self._memory[group.key] = max(load.memory_bytes, prepared.memory_bytes)
+    # Messages
+
+    def _submit(self, job: Job, need: Need, now: float) -> None:
+        key = job.group.key
+        self._jobs += 1
+        job.number, job.arrived = self._jobs, now
+        lack = tell_lack(job.group, need)
+        failure = self._ended or self._why_broken(key, now) or lack
+        if failure is not None:
+            if lack is not None and failure is lack:
+                self._announcer.tell_of(job.group, "failed", message=lack.message)
+            job.refuse(failure)
+            return
+        self._turns.needs[key] = need
+        if job.pending:
+            self._turns.queues.add(job)
+
+    def _withdraw(self, job: Job) -> None:
+        self._turns.queues.remove(job)
+        job.pending.clear()
+        for resident in self._turns.residents.values():
+            for slice_ in resident.slices:
+                if slice_.job is job and slice_.task is not None:
+                    slice_.task.cancel()
+
+    def _why_broken(self, key: str, now: float) -> Failure | None:
+        failure, until = self._broken.get(key, (None, 0.0))
+        return failure if now < until else None
+
+    def _finished(
+        self,
+        resident: Resident,
+        slice_: Slice,
+        lost: list[Request],
+        failure: Failure | None,
+        now: float,
+    ) -> None:
+        """An engine is done with a slice; what it lost is asked again, of a new engine."""
+        if slice_ not in resident.slices:
+            return
+        resident.slices.remove(slice_)
+        resident.used_at = now
+        self._turns.note_speed(resident, now)
+        if failure is not None:
+            self._note_death(resident, failure, now)
+            self._give_back(slice_, lost, failure, now)
+
+    def _give_back(self, slice_: Slice, lost: list[Request], failure: Failure, now: float) -> None:
+        job = slice_.job
+        if self._ended is not None or job.done.done():
+            for request in lost:
+                job.settle(Reply.failed(request, self._ended or failure))
+            return
+        job.give_back(lost, failure)
+        broken = self._why_broken(job.group.key, now)
+        if broken is not None:
+            job.refuse(broken)
+        if job.pending:
+            self._turns.queues.add(job)
+
+    def _note_death(self, resident: Resident, failure: Failure, now: float) -> None:
+        """Once for each engine: it goes, and its model may be started anew unless it keeps dying."""
+        if resident.is_dead:
+            return
+        resident.is_dead = True
+        key = resident.group.key
+        self._announcer.tell("died", resident, message=failure.message)
+        deaths = self._deaths[key] = self._deaths.get(key, 0) + 1
+        if deaths >= MOST_DEATHS:
+            self._deaths[key] = 0
+            self._broken[key] = (failure, now + COOL_DOWN)
+            told = f"{failure.message} ({deaths} times in a row)"
+            self._announcer.tell("failed", resident, message=told)
+            self._refuse_queue(key, failure)
+        resident.state = "leaving"
+        self._spawn(self._end(resident))
+
+    def _refuse_queue(self, key: str, failure: Failure) -> None:
+        for job in self._turns.queues.take_all(key):
+            job.refuse(failure)
+
+    def _came_up(
+        self, resident: Resident, engine: Engine, load: Load, way: LoadWay, now: float
+    ) -> None:
+        need = self._turns.needs[resident.group.key]
+        resident.engine, resident.state = engine, "ready"
+        resident.can_sleep = isinstance(engine, Sleeper) and engine.can_sleep
+        resident.family = need.family
+        resident.memory_bytes = max(need.memory_bytes, load.memory_bytes)
+        resident.turn_at = resident.used_at = resident.told_at = now
+        resident.answered = 0
+        self._announcer.tell(
+            "ready", resident, seconds=load.seconds, way=way, previous=resident.previous
+        )
+        if resident.group.local:
             self._note_load(
                 LoadRecord(
-                    weights=group.name,
-                    key=group.key,
+                    weights=resident.group.name,
+                    key=resident.group.key,
                     seconds=load.seconds,
                     memory_bytes=load.memory_bytes,
+                    device=resident.device.name,
+                    way=way,
+                    replica=resident.replica,
                 )
             )
-        self._tell(PoolEvent(kind="ready", weights=group.name, seconds=load.seconds))
-        return engine
 
-    async def _make_room(self, prepared: Prepared) -> None:
-        """Unload least recently used models until this one fits.
+    def _came_down(self, resident: Resident, failure: Failure, now: float) -> None:
+        """A load failed. As a replica's it costs nobody; else the group's questions fail."""
+        key = resident.group.key
+        self._turns.residents.pop(resident.number, None)
+        self._announcer.tell("failed", resident, message=failure.message)
+        if resident.replica:
+            self._turns.solitary.add(key)
+            return
+        if not failure.retryable:
+            self._broken[key] = (failure, math.inf)
+        self._refuse_queue(key, failure)
 
-        Raises:
-            InputError: it would not fit even alone.
-        """
-        most = self._catalog.file.max_resident or (1 if on_cuda() else None)
-        while most is not None and len(self._memory) >= most:
-            await self._unload(next(iter(self._memory_in_use_order())))
-        if on_cuda() and isinstance(prepared.group.specs[0], VllmExpert):
-            return  # vLLM looks at the GPU's memory itself and says what is wrong
-        while (available := self._available()) < prepared.memory_bytes:
-            if not self._memory:
-                raise _NoRoom(
-                    f"{prepared.group.name} needs about {prepared.memory_bytes / 2**30:.1f} GiB of "
-                    f"memory, {available / 2**30:.1f} GiB may be used; choose a smaller model or "
-                    "dtype, or raise memory_gib"
-                )
-            await self._unload(next(iter(self._memory_in_use_order())))
+    def _gone(self, resident: Resident) -> None:
+        self._turns.residents.pop(resident.number, None)
+        self._lose_slices(resident, CLOSED)
+        self._announcer.tell("unloaded", resident)
 
-    def _memory_in_use_order(self) -> list[str]:
-        return [key for key in self._engines if key in self._memory]
+    def _lose_slices(self, resident: Resident, failure: Failure) -> None:
+        for slice_ in resident.slices:
+            for request in slice_.requests:
+                slice_.job.settle(Reply.failed(request, failure))
+            slice_.job.refuse(failure)
+        resident.slices.clear()
 
-    def _available(self) -> int:
-        return usable_memory(self._catalog, taken=sum(self._memory.values()))
+    def _slept(self, resident: Resident) -> None:
+        resident.state, resident.memory_bytes = "asleep", 0
+        self._announcer.tell("asleep", resident)
 
-    async def _unload(self, key: str) -> None:
-        engine = self._engines.pop(key, None)
-        self._memory.pop(key, None)
-        if engine is not None:
-            # To its end, even if whoever asked for it has gone: half an engine still holds memory.
-            await asyncio.shield(engine.close())
-            self._tell(PoolEvent(kind="unloaded", weights=engine.name))
+    # Actions
 
-    def _launch_with(self) -> Launcher:
-        """One launcher for all engines of the pool, so that vLLM is imported once (when one starts)."""
-        if self._launcher is None:
-            from ..engines.launcher import Launcher
+    def _do(self, action: Action, now: float) -> None:
+        match action:
+            case Begin(resident, slice_):
+                self._begin(resident, slice_, now)
+            case Start(resident):
+                self._load(resident, "fresh")
+            case Swap(resident):
+                self._load(resident, "reload")
+            case Wake(resident):
+                self._load(resident, "wake")
+            case Rest(resident):
+                self._spawn(self._rest(resident))
+            case End(resident):
+                self._spawn(self._end(resident))
+            case Refuse(group):
+                failure = tell_lack(group, self._turns.needs[group.key], self._host)
+                assert failure is not None
+                self._announcer.tell_of(group, "failed", message=failure.message)
+                self._refuse_queue(group.key, failure)
 
-            self._launcher = Launcher()
-        return self._launcher
+    def _begin(self, resident: Resident, slice_: Slice, now: float) -> None:
+        if not resident.working_as:
+            resident.working_as = resident.group.name
+            resident.heard_at = resident.told_at = now
+            self._announcer.tell("working", resident)
+            self._spawn(self._read_ahead())
+        slice_.task = self._spawn(self._serve(resident, slice_))
 
-    def _pop(self, group: Group) -> list[Job]:
-        popped = [job for job in self._waiting if job.group.key == group.key]
-        self._waiting = [job for job in self._waiting if job.group.key != group.key]
-        return popped
+    def _load(self, resident: Resident, way: LoadWay) -> None:
+        self._announcer.tell("loading", resident, way=way, previous=resident.previous)
+        self._spawn(self._bring_up(resident, way))
 
+    async def _bring_up(self, resident: Resident, way: LoadWay) -> None:
+        prepared = self._host.prepare(resident.group)
+        engine = resident.engine
+        try:
+            if way == "fresh" or engine is None:
+                device = resident.device if resident.group.local else None
+                engine, load = await self._workshop.start(prepared, device)
+            elif way == "reload":
+                load = await self._workshop.swap(engine, prepared)
+            else:
+                load = await self._workshop.wake(engine, prepared)
+        except EngineError as error:
+            failure = error.failure
+            if way == "fresh":
+                self._post(lambda now: self._came_down(resident, failure, now))
+            else:  # the short cut failed, and its engine with it; a new one may do
+                self._announcer.tell_of(resident.group, "warning", message=failure.message)
+                self._post(lambda _: self._gone(resident))
+            return
+        ready = engine
+        self._post(lambda now: self._came_up(resident, ready, load, way, now))
 
-def usable_memory(catalog: Catalog, *, taken: int = 0) -> int:
-    """Bytes of this machine's memory that further models may take, beside those that `taken` counts."""
-    free = round(psutil.virtual_memory().available * FREE_MEMORY_SHARE)
-    stated = catalog.file.memory_gib
-    return free if stated is None else min(free, round(stated * 2**30) - taken)
+    async def _serve(self, resident: Resident, slice_: Slice) -> None:
+        assert resident.engine is not None
 
+        def hear(reply: Reply) -> None:
+            slice_.answered += 1
+            resident.answered += 1
+            resident.heard_at = self._now()
+            if reply.failure is None:
+                self._deaths.pop(resident.group.key, None)
+            self.fulfil(resident.group.key, 1)
+            slice_.job.settle(reply)
+            if resident.in_flight in (64, 0):
+                self._arrival.set()
 
-class _NoRoom(InputError):
-    """There is not enough memory now; later there may be."""
+        lost: list[Request] = []
+        failure: Failure | None = None
+        try:
+            lost, failure = await serve_slice(
+                resident.engine, slice_, hear, is_mortal=resident.group.local
+            )
+        finally:  # also where the job was withdrawn
+            self._post(lambda now: self._finished(resident, slice_, lost, failure, now))
 
+    async def _read_ahead(self) -> None:
+        """While a model works, read the next one's weights into memory that is free anyway."""
+        group = self._turns.next_to_load()
+        if group is not None:
+            with contextlib.suppress(InputError, OSError):
+                await asyncio.to_thread(read_ahead, self._host.prepare(group))
 
-async def _start_or_close(engine: Engine) -> Load:
-    """Start an engine; one that fails or is cancelled on the way leaves nothing behind."""
-    try:
-        return await engine.start()
-    except BaseException:
-        await engine.close()
-        raise
+    async def _rest(self, resident: Resident) -> None:
+        assert resident.engine is not None
+        try:
+            await self._workshop.sleep(resident.engine, self._host.prepare(resident.group))
+        except EngineError as error:
+            self._announcer.tell("warning", resident, message=error.failure.message)
+            self._post(lambda _: self._gone(resident))
+        else:
+            self._post(lambda _: self._slept(resident))
 
+    async def _end(self, resident: Resident) -> None:
+        try:
+            if resident.engine is not None:
+                await close_quietly(resident.engine)
+        finally:
+            self._post(lambda _: self._gone(resident))
 
-async def _stream(
-    engine: Engine, request: Request, on_chunk: Callable[[Chunk], None]
-) -> list[Reply]:
-    reply = Reply.failed(
-        request, Failure(kind="engine", message="the stream ended without a reply")
-    )
-    async for chunk in engine.stream(request):
-        on_chunk(chunk)
-        reply = chunk.reply or reply
-    return [reply]
-
-
-def _refuse(job: Job, failure: Failure) -> list[Reply]:
-    """Every request of a job that cannot be done, answered by why."""
-    replies = [Reply.failed(request, failure) for request in job.requests]
-    for reply in replies:
-        if job.on_chunk is not None:
-            job.on_chunk(Chunk(reply=reply))
-        elif job.on_reply is not None:
-            job.on_reply(reply)
-    return replies
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

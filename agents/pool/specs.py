@@ -14,6 +14,7 @@ __all__ = [
     "ENGINES",
     "WEIGHTS",
     "ChatModelExpert",
+    "DeviceSpec",
     "ExpertSpec",
     "GivenExpert",
     "OpenAIExpert",
@@ -116,7 +117,25 @@ class OpenAIExpert(_Expert):
     api_key_env: str | None = Field(None, description="Environment variable that holds the key.")
     timeout: float = Field(120.0, gt=0)
     retries: int = Field(4, ge=0)
-    concurrency: int = Field(8, ge=1)
+    concurrency: int = Field(
+        8, ge=1, description="Requests at one time; an address has the most that its experts say."
+    )
+    requests_per_minute: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="What the address allows to all its experts together; one of them has to say it.",
+    )
+    tokens_per_minute: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="The same for tokens of prompts and answers.",
+    )
+    one_model_at_a_time: bool = Field(
+        False,
+        description="The address loads one model at a time, as llama-swap does: its models are asked in turns.",
+    )
 
 
 class ChatModelExpert(_Expert):
@@ -139,12 +158,20 @@ class ScriptedExpert(_Expert):
 
     engine: Literal["scripted"]
     script: str
+    latency: float = Field(0.0, ge=0, description="Seconds from a call to its replies.")
+    load_seconds: float = Field(0.0, ge=0)
+    memory_gib: float | None = Field(
+        None, gt=0, description="If given, it takes turns as a model that needs this much."
+    )
 
 
 class GivenExpert(_Expert):
     """An engine that the program hands to `Pool(engines={alias: engine})`."""
 
     engine: Literal["given"]
+    memory_gib: float | None = Field(
+        None, gt=0, description="If given, it takes turns as a model that needs this much."
+    )
 
 
 ExpertSpec = Annotated[
@@ -159,6 +186,14 @@ ExpertSpec = Annotated[
 ]
 
 
+class DeviceSpec(_Strict):
+    """A device that models may be loaded on."""
+
+    name: str = Field(pattern=r"^(cpu|cuda:\d+)$", description="cpu, cuda:0, cuda:1, …")
+    memory_gib: float | None = Field(None, gt=0, description="Default: free memory.")
+    parallel: int | None = Field(None, ge=1, description="As the pool's, for this device.")
+
+
 class PoolFile(_Strict):
     """The file's contents, as they stand."""
 
@@ -167,7 +202,38 @@ class PoolFile(_Strict):
         None, gt=0, description="What all loaded models may take together; default: free memory."
     )
     max_resident: int | None = Field(
-        None, ge=1, description="Models kept loaded at once; default: what fits (1 on CUDA)."
+        None, ge=1, description="Models kept loaded at once on a device; default: what fits."
+    )
+    devices: tuple[DeviceSpec, ...] = Field(
+        (), description="Devices to use; default: all GPUs, or the processor where there is none."
+    )
+    parallel: int | None = Field(
+        None,
+        ge=1,
+        description="Engines that work at the same time on a device; default: 1 on a GPU, on a processor "
+        "one for each OMP_NUM_THREADS cores.",
+    )
+    max_wait: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds after which a waiting request makes a loaded model finish and give way.",
+    )
+    min_residency: float = Field(
+        2.0, ge=0, description="Seconds that a model stays loaded before it has to give way."
+    )
+    max_queued: int = Field(
+        100_000, ge=1, description="Requests that may wait for models; further callers wait."
+    )
+    stall_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="Seconds without a sign of life after which an engine counts as hung.",
+    )
+    swap_in_place: bool = Field(
+        True, description="Reload weights into an engine that holds others of the same shape."
+    )
+    sleep: bool = Field(
+        True, description="Let engines sleep instead of ending them, where the platform has it."
     )
     aggregator: Alias | None = Field(
         None, description="Expert that merges drafts; without it, the panel votes."

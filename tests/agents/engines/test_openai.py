@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -12,6 +13,7 @@ import pytest_asyncio
 from fault_server import (
     Behaviour,
     FaultServer,
+    Seen,
     body_of,
     event_of,
     fail,
@@ -30,6 +32,7 @@ from expertmix.agents.engines import (
     Request,
     Sampling,
 )
+from expertmix.agents.engines.endpoint import Endpoint
 from expertmix.agents.engines.openai import OpenAIEngine
 from expertmix.retrieval import InputError
 
@@ -76,6 +79,16 @@ async def streamed(engine: OpenAIEngine) -> tuple[list[str], Reply]:
     reply = chunks[-1].reply
     assert reply is not None
     return [chunk.text for chunk in chunks[:-1]], reply
+
+
+def timed(times: list[float], behaviour: Behaviour) -> Behaviour:
+    """Notes when a request arrives."""
+
+    async def behave(seen: Seen, writer: asyncio.StreamWriter) -> None:
+        times.append(time.perf_counter())
+        await behaviour(seen, writer)
+
+    return behave
 
 
 async def test_start_reads_the_context_length_and_the_answer_its_usage(
@@ -313,6 +326,150 @@ async def test_no_more_requests_are_out_than_allowed(server: FaultServer, connec
     await asyncio.gather(*(engine.generate(half) for half in halves))
     assert len(server.seen) == 12
     assert server.peak == 3
+
+
+async def test_engines_of_one_address_share_its_places(
+    server: FaultServer, connect: Connect
+) -> None:
+    server.plan = [stream_raw([event_of("x", finish="stop")], pause=0.02) for _ in range(12)]
+    endpoint = Endpoint(concurrency=3)
+    engines = [connect(concurrency=3, endpoint=endpoint) for _ in range(2)]
+    for engine in engines:
+        await engine.start()
+    batch = [ask(f"{n}") for n in range(6)]
+    halves = await asyncio.gather(*(engine.generate(batch) for engine in engines))
+    assert [reply.text for half in halves for reply in half] == ["x"] * 12
+    assert server.peak == 3
+
+
+async def test_429_at_one_engine_holds_the_others_back(
+    server: FaultServer, connect: Connect
+) -> None:
+    times: list[float] = []
+    limit = timed(times, fail(429, "slow down", headers={"Retry-After": "0.4"}))
+    server.plan = [limit, *(timed(times, say("fine")) for _ in range(4))]
+    endpoint = Endpoint(concurrency=2)
+    first, second = connect(endpoint=endpoint), connect(endpoint=endpoint)
+    await second.start()
+    call = asyncio.create_task(one(first))
+    await _until(lambda: len(server.seen) == 1 and server.busy == 0)
+    later = await second.generate([ask(f"{n}") for n in range(3)])
+    assert [reply.text for reply in [await call, *later]] == ["fine"] * 4
+    assert all(0.4 <= time - times[0] < 5 for time in times[1:])
+
+
+async def test_who_cannot_wait_for_a_pause_is_told_that_the_address_is_rate_limited(
+    server: FaultServer, connect: Connect
+) -> None:
+    server.plan = [fail(429, "slow down", headers={"Retry-After": "1.2"})]
+    endpoint = Endpoint()
+    patient, hasty = connect(endpoint=endpoint), connect(endpoint=endpoint, timeout=0.5)
+    await hasty.start()
+    call = asyncio.create_task(one(patient))
+    await _until(lambda: len(server.seen) == 1 and server.busy == 0)
+    await asyncio.sleep(0.1)
+    began = time.perf_counter()
+    failures = [failure_of(reply) for reply in await hasty.generate([ask("a"), ask("b")])]
+    assert time.perf_counter() - began < 0.5
+    for failure in failures:
+        assert (failure.kind, failure.retryable) == ("address", True)
+        assert f"{server.address} answered 429: slow down; the address is rate limited for" in (
+            failure.message
+        )
+        assert failure.message.endswith("this request may take 0.5 s")
+    assert (await call).text == "echo: hello"
+    assert len(server.seen) == 2
+
+
+async def test_a_request_that_came_too_early_has_lost_no_attempt(
+    server: FaultServer, connect: Connect
+) -> None:
+    server.plan = [fail(429, headers={"Retry-After": "0.1"})] * 3
+    assert (await one(connect(retries=0))).text == "echo: hello"
+    server.plan = [fail(503, "overloaded", headers={"Retry-After": "0.1"})] * 3
+    assert "503: overloaded" in failure_of(await one(connect(retries=1))).message
+    assert len(server.seen) == 6
+
+
+async def test_a_timeout_says_how_much_of_it_the_server_asked_for(
+    server: FaultServer, connect: Connect
+) -> None:
+    server.plan = [fail(429, headers={"Retry-After": "0.3"}), hang()]
+    failure = failure_of(await one(connect(timeout=0.6)))
+    assert failure.kind == "timeout"
+    assert re.search(r"within 0.6 s, 0.[23] of them rate limited$", failure.message)
+
+
+async def test_a_start_waits_for_a_pause(server: FaultServer, connect: Connect) -> None:
+    async def refuse_once(seen: Seen, writer: asyncio.StreamWriter) -> None:
+        server.listing = None
+        await fail(429, "slow down", headers={"Retry-After": "0.2"})(seen, writer)
+
+    server.listing = refuse_once
+    began = time.perf_counter()
+    load = await connect().start()
+    assert load.context_length == 512
+    assert 0.2 <= time.perf_counter() - began < 2
+    server.listing = fail(429, "slow down", headers={"Retry-After": "9"})
+    with pytest.raises(EngineError, match=r"answered 429: slow down; .* rate limited for 9 s"):
+        await connect(timeout=5).start()
+
+
+async def test_no_more_requests_start_than_the_rate_allows(
+    server: FaultServer, connect: Connect
+) -> None:
+    endpoint = Endpoint(concurrency=16, requests_per_minute=600)  # 60 at once, 541 a minute
+    engines = [connect(endpoint=endpoint) for _ in range(2)]
+    for engine in engines:
+        await engine.start()
+    batch = [ask(f"{n}") for n in range(32)]
+    began = time.perf_counter()
+    halves = await asyncio.gather(*(engine.generate(batch) for engine in engines))
+    assert all(reply.text == "echo: hello" for half in halves for reply in half)
+    assert 4 / 541 * 60 <= time.perf_counter() - began < 5
+
+
+async def test_tokens_are_kept_back_until_it_is_known_what_a_reply_cost(
+    server: FaultServer, connect: Connect
+) -> None:
+    async def say_late(seen: Seen, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.2)
+        await say("fine")(seen, writer)
+
+    times: list[float] = []
+    server.plan = [timed(times, each) for each in (say_late, say("fine"), say("fine"), say("fine"))]
+    engine = connect(endpoint=Endpoint(tokens_per_minute=6000))  # 600 at once, 90 a second
+    await engine.start()
+    sampling = Sampling(max_tokens=550)
+    await engine.generate([ask(f"{n}", sampling=sampling) for n in range(4)])
+    assert times[1] - times[0] >= 0.2
+    assert times[3] - times[0] < 2
+
+
+async def test_what_was_turned_away_has_cost_no_tokens(
+    server: FaultServer, connect: Connect
+) -> None:
+    server.plan = [fail(400, "no")]
+    engine = connect(endpoint=Endpoint(tokens_per_minute=600))
+    large = ask(sampling=Sampling(max_tokens=100_000))
+    began = time.perf_counter()
+    assert failure_of(await one(engine, large)).kind == "address"
+    assert (await one(engine)).text == "echo: hello"
+    assert time.perf_counter() - began < 2
+
+
+async def test_who_backs_off_leaves_its_place_to_others(
+    server: FaultServer, connect: Connect
+) -> None:
+    server.plan = [fail(500)]
+    endpoint = Endpoint(concurrency=1)
+    first, second = connect(endpoint=endpoint), connect(endpoint=endpoint)
+    await second.start()
+    call = asyncio.create_task(one(first))
+    await _until(lambda: len(server.seen) == 1)
+    assert (await one(second)).text == "echo: hello"
+    assert not call.done()
+    assert (await call).text == "echo: hello"
 
 
 async def test_cancelling_hangs_up_and_keeps_what_is_finished(

@@ -77,6 +77,7 @@ class Outpost:
             self._check_present()
             if self._actor is None:
                 self._actor = await asyncio.to_thread(self._create)
+            if self.pid is None:
                 await self._await_place()
 
     def _create(self) -> Any:
@@ -152,16 +153,23 @@ class Outpost:
                 ray.cancel(messages)
 
     def _check_present(self) -> None:
+        import ray
+
+        # A call would connect Ray again, to whatever is there.
+        if self._actor is not None and not ray.is_initialized():
+            self._drop("Ray was disconnected")
         if self.failure is not None:
             raise EngineError(self.failure)
 
     def refresh(self) -> None:
         """Have the free memory told anew, if that was long ago; this waits for nothing."""
         now = time.monotonic()
-        if self.pid is None or self.failure is not None or now - self._asked_at < _STALE_SECONDS:
+        if self.pid is None or now - self._asked_at < _STALE_SECONDS:
             return
         self._asked_at = now
-        self._actor.greet.remote().future().add_done_callback(self._hear)
+        with contextlib.suppress(EngineError):
+            self._check_present()
+            self._actor.greet.remote().future().add_done_callback(self._hear)
 
     def _hear(self, answer: Any) -> None:
         if answer.exception() is None:
@@ -213,11 +221,13 @@ class Outpost:
 
 def _explain(error: Exception, node: str) -> str:
     """One sentence about what Ray tells on many lines."""
+    from ray.exceptions import OutOfMemoryError
+
     text = str(error)
     cause = getattr(error, "cause", None)
     if isinstance(cause, Exception):  # raised in the actor's own code
         return f"the actor on {node} failed: {root_reason(cause)}"
-    if "NODE_OUT_OF_MEMORY" in text:
+    if isinstance(error, OutOfMemoryError):
         return f"Ray ended the actor on {node} because the node ran out of memory"
     if any(sign in text for sign in _GONE):
         return f"{node} is gone, or never had what the actor needs"

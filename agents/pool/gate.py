@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 
 __all__ = ["Gate"]
@@ -30,14 +31,18 @@ class Gate:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.leave(number)
-            else:
+                self._inside -= number
+            with contextlib.suppress(ValueError):  # whoever let others in may have passed it over
                 self._line.remove((number, turn))
+            self._let_in()
             raise
 
     def leave(self, number: int) -> None:
         """So many requests are done."""
         self._inside -= number
+        self._let_in()
+
+    def _let_in(self) -> None:
         while self._line and self._has_room(self._line[0][0]):
             entering, turn = self._line.popleft()
             if not turn.done():

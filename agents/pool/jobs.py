@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from ..engines import Chunk, Failure, Reply, Request
 from .groups import Group
 
-__all__ = ["Job"]
+__all__ = ["CLOSED", "Job"]
+
+CLOSED = Failure(kind="engine", message="the pool was closed", retryable=True)
 
 MOST_TRIES = 2
 """Times that a request is given to an engine: one that dies of it, or hangs, gets one more chance."""
@@ -83,6 +85,12 @@ class Job:
         """Answer everything that no engine works on by why it cannot be done."""
         while self.pending and not self.done.done():
             self.settle(Reply.failed(self.pending.popleft(), failure))
+
+    def end(self, failure: Failure) -> None:
+        """Answer everything that has no reply, worked on or not, by why it gets none."""
+        self.pending.clear()
+        for request in self.requests:
+            self.settle(Reply.failed(request, failure))
 
     def fail(self, error: BaseException) -> None:
         """End it with a defect of ours, so that whoever waits does not wait for ever."""

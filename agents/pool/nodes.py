@@ -1,14 +1,11 @@
-"""The nodes of a Ray cluster: reached, looked up, and read as devices."""
+"""The nodes of a Ray cluster, and the devices that they have."""
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
-import socket
 import subprocess
-import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +14,9 @@ from ..engines.reasons import root_reason
 from .catalog import Catalog
 from .devices import CPU, FREE_MEMORY_SHARE, MOST_LANES, Device
 
-__all__ = ["Node", "connect", "find_nodes", "list_devices", "read_gpu_memory"]
+__all__ = ["Node", "find_nodes", "list_devices", "read_gpu_memory"]
 
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray prints the death of a worker on our standard output; who is concerned says it in a reply.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
-}
-# Despite its name it decides everywhere whether Ray listens on all interfaces or on this one's own.
-_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-_OBJECT_STORE_BYTES = 100 << 20  # replies are small, and weights never go through it
 _PROBE_SECONDS = 60.0
-_KNOCK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,85 +30,6 @@ class Node:
     gpus: int
     memory_bytes: int
     """Main memory that Ray lets tasks have."""
-
-
-def connect(address: str | None) -> bool:
-    """Connect this process to Ray, unless it is connected already. Blocks for seconds.
-
-    Args:
-        address: Of a cluster, as `ray.init` takes it. None stands for the variable `RAY_ADDRESS`, and
-            without that for a cluster on this machine alone, which only this machine can reach.
-
-    Returns:
-        Whether there is now a connection that was not there before.
-
-    Raises:
-        InputError: Ray is not installed, or nothing answers at the address.
-    """
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address.startswith("ray://"):
-        raise InputError(
-            f"Ray's client protocol ({address}) cannot stream replies; run the program on a node of the "
-            'cluster, with the address "auto"'
-        )
-    is_local = address == "local"
-    if is_local and "ray" not in sys.modules:  # Ray sets it too, from 2.60 on, and leaves it set
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    with _environment({**_QUIET, **(_LOOPBACK if is_local else {})}):
-        ray = _import_ray()
-        if ray.is_initialized():
-            return False
-        options = _local_options(ray) if is_local else {}
-        try:
-            _knock(address)
-            ray.init(address, log_to_driver=False, logging_level="error", **options)
-        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            raise InputError(f'Ray cannot be used at "{address}": {root_reason(error)}') from None
-    return True
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise InputError('Ray is not installed here; run: pip install "expertmix[ray]"') from None
-    return ray
-
-
-def _knock(address: str) -> None:
-    """Fail at once where Ray would try for minutes.
-
-    Raises:
-        OSError: nothing listens there.
-    """
-    host, separator, port = address.rpartition(":")
-    if separator and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
-
-
-def _local_options(ray: Any) -> dict[str, Any]:
-    if not ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
-        raise InputError(
-            "Ray was imported before the pool could keep it from listening on all interfaces; set "
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 before `import ray`, or call `ray.init` yourself"
-        )
-    return {
-        "include_dashboard": False,
-        "object_store_memory": _OBJECT_STORE_BYTES,
-        "_node_ip_address": "127.0.0.1",
-    }
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Generator[None]:
-    """Settings that Ray has no argument for, while it is imported and starts; what is set stays."""
-    added = [key for key in values if key not in os.environ]
-    os.environ.update({key: values[key] for key in added})
-    try:
-        yield
-    finally:
-        for key in added:
-            os.environ.pop(key, None)
 
 
 def find_nodes() -> tuple[Node, ...]:

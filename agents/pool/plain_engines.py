@@ -11,7 +11,7 @@ from ..engines import Engine, EngineError, Failure, Reply
 from .events import PoolEvent
 from .groups import Group
 from .host import Host
-from .jobs import Job
+from .jobs import CLOSED, Job
 from .residents import Slice
 from .serving import serve_slice
 from .workshop import Workshop, close_quietly
@@ -28,18 +28,32 @@ class PlainEngines:
         self._tell = tell
         self._engines: dict[str, Engine] = {}
         self._starting: dict[str, asyncio.Task[Engine]] = {}
+        self._at_work = 0
+        self.is_draining = False
+        """Whether no further job may begin; until `close`."""
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether an engine has been asked something and has not answered yet."""
+        return self._at_work > 0
 
     async def run(self, job: Job) -> list[Reply]:
         """Ask a job's engine, started if need be. An engine that fails is asked again by the next job."""
         try:
-            engine = await self._reach(job.group)
+            engine = None if self.is_draining else await self._reach(job.group)
         except EngineError as error:
             job.refuse(error.failure)
             return await job.done
+        if engine is None or self.is_draining:
+            return await job.done
         begun = time.perf_counter()
         slice_ = Slice(job, job.take(len(job.requests)), 0.0)
-        lost, failure = await serve_slice(engine, slice_, job.settle, is_mortal=False)
-        job.seconds += time.perf_counter() - begun
+        self._at_work += 1
+        try:
+            lost, failure = await serve_slice(engine, slice_, job.settle, is_mortal=False)
+        finally:
+            self._at_work -= 1
+            job.seconds += time.perf_counter() - begun
         for request in lost:
             assert failure is not None
             job.settle(Reply.failed(request, failure))
@@ -54,6 +68,7 @@ class PlainEngines:
         await asyncio.gather(*map(close_quietly, engines), return_exceptions=True)
         self._engines.clear()
         self._starting.clear()
+        self.is_draining = False
 
     async def _reach(self, group: Group) -> Engine:
         """The engine of a group, started once however many ask."""
@@ -61,11 +76,13 @@ class PlainEngines:
         if key not in self._engines:
             if key not in self._starting:
                 self._starting[key] = asyncio.create_task(self._start(group))
-            try:
-                return await asyncio.shield(self._starting[key])
-            finally:
-                if key in self._starting and self._starting[key].done():
-                    del self._starting[key]
+            starting = self._starting[key]
+            await asyncio.wait([starting])  # whoever is cancelled leaves it to the others
+            if self._starting.get(key) is starting:
+                del self._starting[key]
+            if starting.cancelled():
+                raise EngineError(CLOSED)
+            return starting.result()
         return self._engines[key]
 
     async def _start(self, group: Group) -> Engine:
@@ -73,7 +90,7 @@ class PlainEngines:
         try:
             prepared = await asyncio.to_thread(self._host.prepare, group)
             engine, load = await self._workshop.start(prepared, None)
-        except (EngineError, InputError) as error:
+        except Exception as error:  # an engine of the user's own may raise anything
             failure = failure_of(error)
             self._tell(PoolEvent(kind="failed", weights=group.name, message=failure.message))
             raise EngineError(failure) from None
@@ -82,8 +99,9 @@ class PlainEngines:
         return engine
 
 
-def failure_of(error: EngineError | InputError) -> Failure:
+def failure_of(error: Exception) -> Failure:
     """Why something could not be loaded, whoever found out."""
     if isinstance(error, EngineError):
         return error.failure
-    return Failure(kind="load", message=str(error))
+    told = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    return Failure(kind="load", message=f"{told}{error}")

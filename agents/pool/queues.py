@@ -87,7 +87,9 @@ class Queues:
         while room and key in self._jobs:
             turn = list(itertools.islice(self._jobs[key], SLICE))
             fair = max(1, SLICE // len(turn))
-            for job in turn[:room]:
+            for job in turn:
+                if not room:
+                    break
                 begun.append(Slice(job, job.take(min(fair, room)), now))
                 room -= len(begun[-1].requests)
                 if not job.pending:

@@ -19,10 +19,11 @@ from ...retrieval import InputError
 from ..engines import Engine
 from .assembly import Given, Prepared, build_engine, kv_cache_of, prepare
 from .catalog import Catalog
+from .cluster import connect
 from .devices import FREE_MEMORY_SHARE, Device
 from .groups import Group, group_experts
 from .local_host import LocalHost
-from .nodes import Node, connect, find_nodes, list_devices
+from .nodes import Node, find_nodes, list_devices
 from .specs import GivenExpert, VllmExpert
 
 if TYPE_CHECKING:

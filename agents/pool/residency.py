@@ -15,16 +15,17 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ...retrieval import InputError
-from ..engines import Engine, EngineError, Failure, Load, Reply, Request, Sleeper
+from ..engines import Engine, Failure, Load, Reply, Request, Sleeper
 from .actions import Action, Begin, End, Refuse, Rest, Start, Swap, Wake
 from .announcer import Announcer
 from .events import LoadWay, PoolEvent
 from .gate import Gate
 from .host import Host
-from .jobs import Job
+from .jobs import CLOSED, Job
 from .ledger import LoadRecord
 from .local_host import read_ahead
 from .needs import find_need, tell_lack
@@ -37,7 +38,6 @@ from .workshop import Workshop, close_quietly
 
 __all__ = ["Residency"]
 
-CLOSED = Failure(kind="engine", message="the pool was closed", retryable=True)
 MOST_DEATHS = 2
 """Times in a row, without an answer in between, that a model may die before its questions fail."""
 COOL_DOWN = 60.0
@@ -45,6 +45,8 @@ COOL_DOWN = 60.0
 DRAIN_STEP = 0.05
 PULSE_SECONDS = 1.0
 """How often working engines are looked at."""
+LAST_WORDS = 5.0
+"""Seconds in which calls of an engine that was ended have to return."""
 
 
 class Residency:
@@ -83,6 +85,7 @@ class Residency:
             swap_in_place=settings.swap_in_place,
             sleep=settings.sleep,
         )
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -94,27 +97,45 @@ class Residency:
         self._broken: dict[str, tuple[Failure, float]] = {}
         self._deaths: dict[str, int] = {}
         self._jobs = 0
+        self._open: set[Job] = set()
+        self._defect: BaseException | None = None
         self._ended: Failure | None = None
         self._is_draining = False
 
     async def run(self, job: Job) -> list[Reply]:
         """Do a job when its model's turn comes. Cancelling takes it out, running or not."""
-        if not job.group.takes_turns:
-            return await self._plain.run(job)
+        self._enter_loop()
+        if self._defect is not None:
+            raise self._defect
+        if self._ended is not None:
+            job.end(self._ended)
+            return await job.done
+        self._open.add(job)
+        try:
+            return await (self._take_turns if job.group.takes_turns else self._plain.run)(job)
+        finally:
+            self._open.discard(job)
+
+    async def _take_turns(self, job: Job) -> list[Reply]:
         await self._gate.enter(len(job.requests))
         try:
-            need = await asyncio.to_thread(find_need, job.group, self._host, self._workshop)
-            self._post(lambda now: self._submit(job, need, now))
-            return await job.done
-        except (EngineError, InputError) as error:
-            self._announcer.tell_of(job.group, "failed", message=failure_of(error).message)
-            job.refuse(failure_of(error))
+            if not job.done.done():  # not closed while it waited
+                await self._hand_in(job)
             return await job.done
         except asyncio.CancelledError:
             self._post(lambda _: self._withdraw(job))
             raise
         finally:
             self._gate.leave(len(job.requests))
+
+    async def _hand_in(self, job: Job) -> None:
+        try:
+            need = await asyncio.to_thread(find_need, job.group, self._host, self._workshop)
+        except Exception as error:  # damaged files may raise anything
+            self._announcer.tell_of(job.group, "failed", message=failure_of(error).message)
+            job.refuse(failure_of(error))
+        else:
+            self._post(lambda now: self._submit(job, need, now))
 
     def expect(
         self, calls: Mapping[str, int], ranks: Mapping[str, int], devices: Mapping[str, str]
@@ -126,6 +147,7 @@ class Residency:
             self._turns.expected.update(calls)
             self._turns.follow(ranks, devices)
 
+        self._enter_loop()
         self._post(take)
 
     def fulfil(self, key: str, number: int) -> None:
@@ -135,10 +157,13 @@ class Residency:
 
     async def drain(self, seconds: float) -> None:
         """Begin nothing further, and let engines finish what they work on, for so long at most."""
-        self._is_draining = True
+        self._is_draining = self._plain.is_draining = True
         deadline = self._now() + seconds
-        while any(r.slices for r in self._turns.residents.values()) and self._now() < deadline:
+        while self._is_at_work() and self._now() < deadline:
             await asyncio.sleep(DRAIN_STEP)
+
+    def _is_at_work(self) -> bool:
+        return self._plain.is_at_work or any(r.slices for r in self._turns.residents.values())
 
     async def close(self) -> None:
         """Stop everything, whatever is still running; who waits gets a failure."""
@@ -149,16 +174,21 @@ class Residency:
         await asyncio.gather(*tasks, return_exceptions=True)
         while self._inbox:  # what finished meanwhile counts, and who came last is told
             self._inbox.popleft()(self._now())
-        for key in list(self._turns.queues):
-            self._refuse_queue(key, CLOSED)
-        residents = list(self._turns.residents.values())
-        for resident in residents:
-            self._lose_slices(resident, CLOSED)
+        for job in list(self._open):
+            job.end(CLOSED)
+        residents = self._turns.residents.values()
         engines = [r.engine for r in residents if r.engine is not None]
-        await asyncio.gather(*map(close_quietly, engines), return_exceptions=True)
+        await asyncio.gather(*map(close_quietly, engines), *self._tasks, return_exceptions=True)
         await self._plain.close()
         await self._host.close()
-        self._begin_anew()  # so that the pool can be opened again in another event loop
+
+    def _enter_loop(self) -> None:
+        """Begin anew where the pool, once closed, is opened again in another event loop."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None:
+                self._begin_anew()
+            self._loop = loop
 
     # The loop
 
@@ -214,7 +244,7 @@ class Residency:
     def _post(self, message: Callable[[float], None]) -> None:
         self._inbox.append(message)
         self._arrival.set()
-        if self._actor is None:
+        if self._actor is None and self._ended is None:
             self._actor = asyncio.create_task(self._live())
             self._actor.add_done_callback(self._fail_all)
 
@@ -223,12 +253,9 @@ class Residency:
         error = None if actor.cancelled() else actor.exception()
         if error is None:
             return
-        for key in list(self._turns.queues):
-            for job in self._turns.queues.take_all(key):
-                job.fail(error)
-        for resident in self._turns.residents.values():
-            for slice_ in resident.slices:
-                slice_.job.fail(error)
+        self._defect = error
+        for job in list(self._open):
+            job.fail(error)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -308,7 +335,7 @@ class Residency:
             self._announcer.tell("failed", resident, message=told)
             self._refuse_queue(key, failure)
         resident.state = "leaving"
-        self._spawn(self._end(resident))
+        self._spawn(self._end(resident, failure))
 
     def _refuse_queue(self, key: str, failure: Failure) -> None:
         for job in self._turns.queues.take_all(key):
@@ -317,7 +344,8 @@ class Residency:
     def _came_up(
         self, resident: Resident, engine: Engine, load: Load, way: LoadWay, now: float
     ) -> None:
-        need = self._turns.needs[resident.group.key]
+        key = resident.group.key
+        need = self._turns.needs[key]
         resident.engine, resident.state = engine, "ready"
         resident.can_sleep = isinstance(engine, Sleeper) and engine.can_sleep
         resident.family = need.family
@@ -327,6 +355,11 @@ class Residency:
         self._announcer.tell(
             "ready", resident, seconds=load.seconds, way=way, previous=resident.previous
         )
+        measured = self._workshop.find_measurement(self._host.prepare(resident.group))
+        if measured is not None:  # from now on a replica, or a swap, can be decided
+            self._turns.needs[key] = replace(
+                need, is_probed=bool(measured.probe), load_seconds=measured.seconds
+            )
         if resident.group.local:
             self._note_load(
                 LoadRecord(
@@ -352,17 +385,11 @@ class Residency:
             self._broken[key] = (failure, math.inf)
         self._refuse_queue(key, failure)
 
-    def _gone(self, resident: Resident) -> None:
+    def _gone(self, resident: Resident, failure: Failure, now: float) -> None:
         self._turns.residents.pop(resident.number, None)
-        self._lose_slices(resident, CLOSED)
+        for slice_ in list(resident.slices):
+            self._abandon(resident, slice_, failure, now)
         self._announcer.tell("unloaded", resident)
-
-    def _lose_slices(self, resident: Resident, failure: Failure) -> None:
-        for slice_ in resident.slices:
-            for request in slice_.requests:
-                slice_.job.settle(Reply.failed(request, failure))
-            slice_.job.refuse(failure)
-        resident.slices.clear()
 
     def _slept(self, resident: Resident) -> None:
         resident.state, resident.memory_bytes = "asleep", 0
@@ -413,13 +440,13 @@ class Residency:
                 load = await self._workshop.swap(engine, prepared)
             else:
                 load = await self._workshop.wake(engine, prepared)
-        except EngineError as error:
-            failure = error.failure
+        except Exception as error:  # an engine of the user's own may raise anything
+            failure = failure_of(error)
             if way == "fresh":
                 self._post(lambda now: self._came_down(resident, failure, now))
             else:  # the short cut failed, and its engine with it; a new one may do
                 self._announcer.tell_of(resident.group, "warning", message=failure.message)
-                self._post(lambda _: self._gone(resident))
+                self._post(lambda now: self._gone(resident, failure, now))
             return
         ready = engine
         self._post(lambda now: self._came_up(resident, ready, load, way, now))
@@ -458,18 +485,22 @@ class Residency:
         assert resident.engine is not None
         try:
             await self._workshop.sleep(resident.engine, self._host.prepare(resident.group))
-        except EngineError as error:
-            self._announcer.tell("warning", resident, message=error.failure.message)
-            self._post(lambda _: self._gone(resident))
+        except Exception as error:
+            failure = failure_of(error)
+            self._announcer.tell("warning", resident, message=failure.message)
+            self._post(lambda now: self._gone(resident, failure, now))
         else:
             self._post(lambda _: self._slept(resident))
 
-    async def _end(self, resident: Resident) -> None:
+    async def _end(self, resident: Resident, failure: Failure = CLOSED) -> None:
         try:
             if resident.engine is not None:
                 await close_quietly(resident.engine)
+            calls = [slice_.task for slice_ in resident.slices if slice_.task is not None]
+            if calls:  # of an engine that died: what they have heard from it counts
+                await asyncio.wait(calls, timeout=LAST_WORDS)
         finally:
-            self._post(lambda _: self._gone(resident))
+            self._post(lambda now: self._gone(resident, failure, now))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -42,10 +42,10 @@ class Rooms:
         """Residents that take memory of a device."""
         return [r for r in self._residents.values() if r.device == device and r.state != "asleep"]
 
-    def has_lane(self, device: Device) -> bool:
+    def has_lane(self, device: Device, *, promised: bool = True) -> bool:
         """Whether one more engine may work there; lanes are promised with the memory."""
         busy = sum(resident.is_busy for resident in self.on(device))
-        return busy + self._claims[device.name] < device.lanes
+        return busy + (self._claims[device.name] if promised else 0) < device.lanes
 
     def free(self, device: Device) -> int:
         """Bytes of the budget that nobody takes and nobody was promised."""

@@ -1,11 +1,11 @@
-"""Which lane loads which weights, and when: the shortest schedule that is found, always the same."""
+"""Which lane loads which weights, and when: a short schedule, always the same one."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal, NamedTuple
 
 from ...retrieval import InputError
@@ -14,11 +14,13 @@ from .exact import Solution, bound_makespan, count_lanes, solve_exactly
 
 __all__ = ["Placement", "Schedule", "Task", "make_schedule"]
 
-EXACT_UP_TO = 10  # tasks; benchmarks/load_plan.py tells how many instances are proven
-EFFORT = 15_000  # steps that a search may try
+EXACT_UP_TO = 10  # tasks; benchmarks/load_plan.py tells how often the optimum is proven
+EFFORT = 15_000  # steps that one search may try, about 0.05 s
+GLANCE = 750  # and a search that only shows whether a further one is worth it
 AHEAD = 8  # pieces among which the one that waits least begins
 ROUNDS = 5  # beginnings anew, with what ended last brought forward
-DIGITS = 9  # of a second; smaller differences are rounding
+HOPE = 1.02  # a cut that costs more than this at a glance, times the whole, is given up
+DIGITS = 9  # of a second: smaller differences are rounding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,7 @@ class Schedule:
 
     placements: tuple[Placement, ...]
     method: Literal["exact", "heuristic"]
-    """`exact`: it is proven that, to a millisecond, no other costs less."""
+    """`exact`: it is proven that none costs less, all times rounded to milliseconds."""
     lower_bound: float
     """Seconds that no schedule can undercut, however the tasks are split."""
 
@@ -105,12 +107,12 @@ def make_schedule(
     split only where that shortens the makespan by more than the added loads take. Ties go to the fewest
     loads, then the smallest sum of ends, then what is found first with the tasks in order of their keys.
 
-    A search comes first. Again and again the piece begins that has to wait least; among equals the
-    longest, or the one that takes most memory for longest, or one of the longest family. Then pieces are
-    moved and exchanged as long as that helps. Then the task with the longest piece is cut into one part
-    more, step by step, and the cheapest step improved in the same way. With up to `exact_up_to` tasks
-    OR-tools, if installed, goes on until nothing better can exist or a fixed effort is spent. Neither
-    chance nor the clock has a part in it.
+    A search comes first. Again and again the piece begins that waits least; among equals the longest, or
+    the one that takes most memory for longest, or one of the longest family. Then pieces are moved and
+    exchanged as long as that helps, and what ends last is brought forward. Then the task with the
+    longest pieces is cut into one part more, step by step, and the cheapest step improved in the same
+    way. With up to `exact_up_to` tasks OR-tools, if installed, goes on until nothing can cost less or a
+    fixed effort is spent. Neither chance nor the clock has a part in it.
 
     Args:
         tasks: In any order, with different keys.
@@ -126,18 +128,19 @@ def make_schedule(
     bound = bound_makespan(known, devices)
     plan, proven = _search(known, devices, bound), not known
     if 0 < len(known) <= exact_up_to:
-        solution = solve_exactly(known, devices, at_most=_cost(plan)[0], bound=bound)
+        solution = solve_exactly(known, devices, at_most=_measure(plan)[0], bound=bound)
         if solution is not None:
-            plan, proven = min(_follow(solution, known, devices), plan, key=_cost), solution.proven
+            plan = min(_follow(solution, known, devices), plan, key=_measure)
+            proven = solution.proven
     return Schedule(
-        placements=_list_placements(plan),
+        placements=tuple(sorted(_list_placements(plan), key=attrgetter("start"))),
         method="exact" if proven else "heuristic",
         lower_bound=min(bound, _get_makespan(plan)),
     )
 
 
 def _check_memory(tasks: Iterable[Task], devices: Sequence[Device]) -> None:
-    largest = max(devices, key=lambda device: device.memory_bytes)
+    largest = max(devices, key=attrgetter("memory_bytes"))
     for task in tasks:
         if task.memory_bytes > largest.memory_bytes:
             raise InputError(
@@ -176,6 +179,9 @@ class _Step(NamedTuple):
     end: float
 
 
+_GET_END = attrgetter("end")
+
+
 class _Timeline:
     """What a device does when it begins pieces in a given order, each as early as it can."""
 
@@ -204,7 +210,7 @@ class _Timeline:
                 best = _Step(piece, number, start, load, end)
             if before is None:
                 break  # one empty lane is as good as the next
-        return best
+        return best if best is not None and best.end < math.inf else None
 
     def take(self, step: _Step) -> None:
         """Begin a piece as offered."""
@@ -221,10 +227,11 @@ class _Timeline:
         """When so much memory is free, from the last beginning on; never on too small a device."""
         busy = [step for step in self._lanes if step is not None and step.end > self._now]
         free = self.device.memory_bytes - memory
-        free -= sum(step.piece.task.memory_bytes for step in busy)
+        for step in busy:
+            free -= step.piece.task.memory_bytes
         if free >= 0:
             return self._now
-        for step in sorted(busy, key=_get_end):
+        for step in sorted(busy, key=_GET_END):
             free += step.piece.task.memory_bytes
             if free >= 0:
                 return step.end
@@ -233,22 +240,15 @@ class _Timeline:
     def _may_follow(self, piece: _Piece, before: _Step) -> bool:
         if before.piece.task.last and not piece.task.last:
             return False
-        here = (step for step in self.steps if step.lane == before.lane)
-        return piece.parts == 1 or all(step.piece.task is not piece.task for step in here)
+        here = (step.piece.task for step in self.steps if step.lane == before.lane)
+        return piece.parts == 1 or piece.task not in here
 
 
 _Plan = list[_Timeline]
+_Cost = tuple[float, int, float]
 
 
-def _get_end(step: _Step) -> float:
-    return step.end
-
-
-def _get_makespan(plan: _Plan) -> float:
-    return max(timeline.end for timeline in plan)
-
-
-def _cost(plan: _Plan) -> tuple[float, int, float]:
+def _measure(plan: _Plan) -> _Cost:
     """What is minimized, one after the other."""
     return (
         round(_get_makespan(plan) + sum(timeline.added for timeline in plan), DIGITS),
@@ -257,124 +257,106 @@ def _cost(plan: _Plan) -> tuple[float, int, float]:
     )
 
 
+def _get_makespan(plan: _Plan) -> float:
+    return max(timeline.end for timeline in plan)
+
+
 def _search(tasks: Sequence[Task], devices: Sequence[Device], bound: float) -> _Plan:
     """The cheaper of two plans: with every task whole, and with some of them split."""
     plan = _optimize([piece for task in tasks for piece in _cut(task, 1)], devices)
-    price = _cost(plan)[0]
-    cuts = [
-        (_cost(_improve(_spread(_sort_by_length(pieces), devices), EFFORT // 20)), pieces)
-        for pieces in _list_cuts(tasks, devices, most=price - bound)
-    ]
+    price = _measure(plan)[0]
+    cuts: list[tuple[_Cost, list[_Piece]]] = []
+    for pieces in _list_cuts(tasks, devices, gain=price - bound):
+        first = _spread(sorted(pieces, key=lambda piece: -piece.length), devices)
+        cuts.append((_measure(_improve(first, GLANCE)), pieces))
     cost, pieces = min(cuts, key=lambda cut: cut[0], default=((math.inf, 0, 0.0), []))
-    if cost[0] > HOPE * price:
+    if cost[0] > price * HOPE:
         return plan
-    return min(plan, _optimize(pieces, devices), key=_cost)
-HOPE = 1.02
+    return min(plan, _optimize(pieces, devices), key=_measure)
 
-def _sort_by_length(pieces):
-    return sorted(pieces, key=lambda piece: -piece.length)
 
 def _list_cuts(
-    tasks: Sequence[Task], devices: Sequence[Device], *, most: float
+    tasks: Sequence[Task], devices: Sequence[Device], *, gain: float
 ) -> Iterator[list[_Piece]]:
     """Cut the task with the longest pieces into one part more while the added loads may pay."""
-    limits = {task.key: count_lanes(task, devices) if task.splittable else 1 for task in tasks}
-    parts = dict.fromkeys(limits, 1)
+    most = {task.key: count_lanes(task, devices) for task in tasks if task.splittable}
+    parts = dict.fromkeys((task.key for task in tasks), 1)
     effort = EFFORT
-    while effort > 0 and (open_ := [task for task in tasks if parts[task.key] < limits[task.key]]):
-        longest = max(open_, key=lambda task: _cut(task, parts[task.key])[0].length)
-        parts[longest.key] += 1
-        if sum(task.load_seconds * (parts[task.key] - 1) for task in tasks) >= most:
+    while effort > 0 and (left := [t for t in tasks if parts[t.key] < most.get(t.key, 1)]):
+        parts[max(left, key=lambda task: _cut(task, parts[task.key])[0].length).key] += 1
+        if math.fsum(task.load_seconds * (parts[task.key] - 1) for task in tasks) >= gain:
             return
         pieces = [piece for task in tasks for piece in _cut(task, parts[task.key])]
+        effort -= GLANCE + len(pieces) * (AHEAD + len(devices))
         yield pieces
-        effort -= EFFORT // 20 + _toll(pieces, devices)
-
-
-def _toll(pieces, devices):
-    return len(pieces) * (AHEAD + len(devices))
 
 
 def _optimize(pieces: Sequence[_Piece], devices: Sequence[Device]) -> _Plan:
-    """Improve several beginnings and the best one's followers; the cheapest of all."""
+    """Improve several beginnings, then others with what ended last brought forward."""
     plans = [_improve(_spread(order, devices), EFFORT // 3) for order in _sort(pieces)]
-    best = plan = min(plans, key=_cost)
-    order = [s.piece for s in sorted((s for t in plan for s in t.steps), key=lambda s: s.start)]
-    for _ in range(min(ROUNDS, EFFORT // 2 // _toll(pieces, devices))):
-        for step in sorted((s for t in plan for s in t.steps), key=lambda s: -s.end)[:2]:
+    best = plan = min(plans, key=_measure)
+    order = [step.piece for step in sorted(_list_steps(plan), key=attrgetter("start"))]
+    rounds = EFFORT // (2 * len(pieces) * (AHEAD + len(devices)) + 1)
+    for _ in range(min(ROUNDS, rounds)):
+        for step in sorted(_list_steps(plan), key=_GET_END)[-2:]:
             at = order.index(step.piece)
             order.insert(at // 2, order.pop(at))
         plan = _improve(_spread(order, devices), EFFORT // ROUNDS)
-        best = min(best, plan, key=_cost)
+        best = min(best, plan, key=_measure)
     return best
 
 
 def _sort(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
-    """The longest first, or what takes most memory for longest, or the longest family."""
-    families = Counter[str]()
+    """The longest first, what takes most memory for longest, the longest family."""
+    families: dict[str, float] = {}
     for piece in pieces:
-        families[piece.task.family or piece.task.key] += piece.length
+        name = piece.task.family or piece.task.key
+        families[name] = families.get(name, 0.0) + piece.length
     longest = sorted(pieces, key=lambda piece: -piece.length)
     yield longest
-    yield sorted(pieces, key=lambda piece: -piece.length * piece.task.memory_bytes)
-    names = [piece.task.family or piece.task.key for piece in longest]
-    yield sorted(
-        longest,
-        key=lambda piece: (
-            -families[piece.task.family or piece.task.key],
-            piece.task.family or piece.task.key,
-        ),
-    )
+    yield sorted(longest, key=lambda piece: -piece.length * piece.task.memory_bytes)
+    ranks = sorted(families, key=lambda name: (-families[name], name))
+    yield sorted(longest, key=lambda piece: ranks.index(piece.task.family or piece.task.key))
 
 
 def _spread(order: Sequence[_Piece], devices: Sequence[Device]) -> _Plan:
-    """Place pieces in about this order, those that must be last where they are or at the end."""
+    """Place pieces about in order, those that must be last in their turn or after all others."""
     plan = _begin(sorted(order, key=lambda piece: piece.task.last), devices)
-    assert plan is not None, "a piece fits nowhere"
+    assert plan is not None, "a piece has no place"
     other = _begin(order, devices) if any(piece.task.last for piece in order) else None
-    return plan if other is None else min(plan, other, key=_cost)
+    return plan if other is None else min(plan, other, key=_measure)
 
 
 def _begin(order: Sequence[_Piece], devices: Sequence[Device]) -> _Plan | None:
-    """Begin, again and again, the one of the next pieces that waits least."""
+    """Begin again and again, of the pieces that are next, the one that waits least."""
     plan, waiting = [_Timeline(device) for device in devices], list(range(len(order)))
-    offered: list[dict[int, _Step | None]] = [{} for _ in devices]
+    offers: list[dict[int, _Step | None]] = [{} for _ in devices]
     while waiting:
-        offers = list[tuple[float, int, float, int, _Step]]()
-        for number, (timeline, known) in enumerate(zip(plan, offered, strict=True)):
-            for at in waiting[:AHEAD]:
-                piece = order[at]
-                if piece.task.last != order[waiting[0]].task.last:
-                    continue
+        ahead = [at for at in waiting[:AHEAD] if order[at].task.last == order[waiting[0]].task.last]
+        choices: list[tuple[float, int, float, int, _Step]] = []
+        for number, (timeline, known) in enumerate(zip(plan, offers, strict=True)):
+            for at in ahead:
                 if at not in known:
-                    known[at] = timeline.offer(piece)
-                step = known[at]
-                if step is not None and step.end < math.inf:
-                    offers.append(
-                        (
-                            step.start + step.load - piece.task.load_seconds,
-                            at,
-                            step.end,
-                            number,
-                            step,
-                        )
-                    )
-        if not offers:
+                    known[at] = timeline.offer(order[at])
+                if (step := known[at]) is not None:
+                    saved = order[at].task.load_seconds - step.load
+                    choices.append((step.start - saved, at, step.end, number, step))
+        if not choices:
             return None
-        _, at, _, number, step = min(offers)
+        _, at, _, number, step = min(choices)
         plan[number].take(step)
-        offered[number].clear()
+        offers[number].clear()
         waiting.remove(at)
     return plan
 
 
 def _improve(plan: _Plan, effort: int) -> _Plan:
-    """Make the first change that helps, until none does or the effort is spent."""
+    """Make the first change that helps until none does, or the effort is spent."""
     rank, changes = _rank(plan), _list_changes(plan)
     while effort > 0 and (change := next(changes, None)) is not None:
         effort -= sum(map(len, change.values()))
         changed = [
-            _replay(timeline, change[number]) if number in change else timeline
+            _replay(timeline.device, change[number]) if number in change else timeline
             for number, timeline in enumerate(plan)
         ]
         if (better := _rank(changed)) < rank:
@@ -384,52 +366,67 @@ def _improve(plan: _Plan, effort: int) -> _Plan:
 
 def _rank(plan: _Plan) -> tuple[float, int, int, float]:
     """The cost, and how many devices end last: of two, one has to be relieved first."""
-    price, loads, total = _cost(plan)
-    end = _get_makespan(plan) - 10**-DIGITS
-    return price, sum(timeline.end > end for timeline in plan), loads, total
+    price, loads, total = _measure(plan)
+    late = _get_makespan(plan) - 10**-DIGITS
+    return price, sum(timeline.end > late for timeline in plan), loads, total
 
 
-def _replay(timeline: _Timeline, order: Iterable[_Piece]) -> _Timeline:
-    """Another order on the same device; where a piece has no place, it never ends."""
-    replayed = _Timeline(timeline.device)
+def _replay(device: Device, order: Iterable[_Piece]) -> _Timeline:
+    """A timeline in this order; it never ends if a piece has no place in it."""
+    timeline = _Timeline(device)
     for piece in order:
-        if (step := replayed.offer(piece)) is None:
-            replayed.end = math.inf
+        if (step := timeline.offer(piece)) is None:
+            timeline.end = math.inf
             break
-        replayed.take(step)
-    return replayed
+        timeline.take(step)
+    return timeline
 
 
-def _list_changes(plan: _Plan) -> Iterator[dict[int, list[_Piece]]]:
-    """Other orders of one device or two: a piece moved, or exchanged for another."""
+def _list_changes(plan: _Plan) -> Iterator[Mapping[int, Sequence[_Piece]]]:
+    """Other orders of one device or two, those that relieve the device that ends last first."""
     orders = [[step.piece for step in timeline.steps] for timeline in plan]
-    end = _get_makespan(plan)
     room = [
-        end * timeline.device.lanes - sum(piece.swap + piece.work for piece in order)
+        _get_makespan(plan) * timeline.device.lanes - sum(map(_least, order))
         for timeline, order in zip(plan, orders, strict=True)
     ]
     for source in sorted(range(len(plan)), key=lambda number: -plan[number].end):
-        here = orders[source]
-        for at, piece in enumerate(here):
-            rest = here[:at] + here[at + 1 :]
-            for other, order in enumerate(orders):
-                if other == source:
-                    for to in range(len(here)):
-                        if to != at:
-                            yield {source: [*rest[:to], piece, *rest[to:]]}
-                elif piece.swap + piece.work < room[other]:
-                    for to in range(len(order) + 1):
-                        yield {source: rest, other: [*order[:to], piece, *order[to:]]}
-        for at, piece in enumerate(here):
-            for other, order in enumerate(orders):
-                if other != source:
-                    for to, theirs in enumerate(order):
-                        more = piece.swap + piece.work - theirs.swap - theirs.work
-                        if -room[source] < more < room[other]:
-                            yield {
-                                source: [*here[:at], theirs, *here[at + 1 :]],
-                                other: [*order[:to], piece, *order[to + 1 :]],
-                            }
+        yield from _move(orders, source, room)
+        yield from _exchange(orders, source, room)
+
+
+def _move(
+    orders: Sequence[list[_Piece]], source: int, room: Sequence[float]
+) -> Iterator[dict[int, list[_Piece]]]:
+    for at, piece in enumerate(orders[source]):
+        rest = orders[source][:at] + orders[source][at + 1 :]
+        for to in range(len(rest) + 1):
+            if to != at:
+                yield {source: [*rest[:to], piece, *rest[to:]]}
+        for other, order in enumerate(orders):
+            if other != source and _least(piece) < room[other]:
+                for to in range(len(order) + 1):
+                    yield {source: rest, other: [*order[:to], piece, *order[to:]]}
+
+
+def _exchange(
+    orders: Sequence[list[_Piece]], source: int, room: Sequence[float]
+) -> Iterator[dict[int, list[_Piece]]]:
+    here = orders[source]
+    for at, piece in enumerate(here):
+        for other, order in enumerate(orders):
+            for to, theirs in enumerate(order):
+                more = _least(piece) - _least(theirs)
+                if other != source and -room[source] < more < room[other]:
+                    changed = [*here[:at], theirs, *here[at + 1 :]]
+                    yield {source: changed, other: [*order[:to], piece, *order[to + 1 :]]}
+
+
+def _least(piece: _Piece) -> float:
+    return piece.swap + piece.work
+
+
+def _list_steps(plan: _Plan) -> list[_Step]:
+    return [step for timeline in plan for step in timeline.steps]
 
 
 def _follow(solution: Solution, tasks: Sequence[Task], devices: Sequence[Device]) -> _Plan:
@@ -441,20 +438,17 @@ def _follow(solution: Solution, tasks: Sequence[Task], devices: Sequence[Device]
     return plan
 
 
-def _list_placements(plan: _Plan) -> tuple[Placement, ...]:
-    placements = [
-        Placement(
-            key=step.piece.task.key,
-            device=timeline.device.name,
-            lane=step.lane,
-            start=step.start,
-            load_seconds=step.load,
-            work_seconds=step.piece.work,
-            share=1 / step.piece.parts,
-            memory_bytes=step.piece.task.memory_bytes,
-            swapped=step.load < step.piece.task.load_seconds,
-        )
-        for timeline in plan
-        for step in timeline.steps
-    ]
-    return tuple(sorted(placements, key=lambda placement: placement.start))
+def _list_placements(plan: _Plan) -> Iterator[Placement]:
+    for timeline in plan:
+        for piece, lane, start, load, _ in timeline.steps:
+            yield Placement(
+                key=piece.task.key,
+                device=timeline.device.name,
+                lane=lane,
+                start=start,
+                load_seconds=load,
+                work_seconds=piece.work,
+                share=1 / piece.parts,
+                memory_bytes=piece.task.memory_bytes,
+                swapped=load < piece.task.load_seconds,
+            )

@@ -91,7 +91,10 @@ class Turns:
         for group, is_due in self._waiting_groups(now):
             actions += self._help(group, is_due, now)
         for resident in list(self.residents.values()):
-            if resident.state == "ready" and resident.slices:
+            # One without requests stands beside another of its group; whoever waits was served above.
+            if resident.state == "ready" and (
+                resident.slices or self._rooms.has_lane(resident.device)
+            ):
                 actions += self._feed(resident, now)
         if self.settings.replicate and not self._waiting_groups(now):
             actions += self._replicate(now)
@@ -166,7 +169,7 @@ class Turns:
         """Give a group that nobody serves a lane, or a place to be loaded; None if there is none."""
         loaded = self.of(group.key, "ready")
         for resident in loaded:
-            if self._rooms.has_lane(resident.device):
+            if self._rooms.has_lane(resident.device) or self._goes_on(resident, now):
                 return list(self._feed(resident, now))
         if loaded:
             return None
@@ -179,12 +182,22 @@ class Turns:
             return [Refuse(group)]
         return cleared
 
+    def _goes_on(self, resident: Resident, now: float) -> bool:
+        """Whether it has answered all it had just now, in the middle of its turn, and its lane is free still."""
+        is_its_turn = now < resident.turn_at + self.settings.min_residency
+        return (
+            is_its_turn
+            and resident.used_at == now
+            and self._rooms.has_lane(resident.device, promised=False)
+        )
+
     def _seat(
         self, group: Group, devices: Sequence[Device], now: float, *, replica: bool = False
     ) -> Action | None:
-        """Wake it, swap it in, or start it on the first device that allows it."""
+        """Wake it, swap it in, or start it on the first device that allows it; where it sleeps, if there."""
         need = self.needs[group.key]
-        for device in devices:
+        beds = [resident.device for resident in self.of(group.key, "asleep")]
+        for device in sorted(devices, key=lambda device: device not in beds):
             if not self._rooms.has_lane(device):
                 continue
             fits = self._rooms.fits(device, need.memory_bytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Awaitable, Callable
 from typing import Literal, cast
@@ -155,7 +156,8 @@ class Workshop:
 
 async def close_quietly(engine: Engine) -> None:
     """End an engine to its end, even if whoever asked for it has gone."""
-    await asyncio.shield(engine.close())
+    with contextlib.suppress(Exception):  # one that cannot even end must not cost the others
+        await asyncio.shield(engine.close())
 
 
 def _less_cache(prepared: Prepared) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import ipaddress
 import os
 import signal
 import sys
@@ -30,7 +31,8 @@ from expertmix.agents.engines.launcher import Launcher
 from expertmix.agents.engines.outpost import Outpost, Place
 from expertmix.agents.engines.remote import RayEngine
 from expertmix.agents.engines.scripted import Faults, ScriptedEngine
-from expertmix.agents.pool.nodes import connect, find_nodes
+from expertmix.agents.pool.cluster import connect
+from expertmix.agents.pool.nodes import find_nodes
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -119,7 +121,10 @@ def build_never(settings: Mapping[str, Any], launcher: Launcher) -> Engine:
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Place]:
-    connect("local")
+    """The only node of a cluster that starts and ends with these tests."""
+    before = children()
+    assert connect("local")
+    assert not connect("local")
     import ray
     from ray import cloudpickle
 
@@ -128,6 +133,12 @@ def place() -> Iterator[Place]:
     yield Place(node_id=find_nodes()[0].id, name="node-1")
     cloudpickle.unregister_pickle_by_value(module)
     ray.shutdown()
+    _, left = psutil.wait_procs(children() - before, timeout=10)
+    assert not left
+
+
+def children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -156,6 +167,17 @@ async def until(happened: Callable[[], bool], seconds: float = 10.0) -> None:
 
 def lives(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+async def test_a_cluster_of_our_own_is_out_of_reach_for_others(place: Place) -> None:
+    heard = {
+        ipaddress.ip_address(connection.laddr.ip.removeprefix("::ffff:"))
+        for process in {psutil.Process(), *children()}
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert heard
+    assert [str(address) for address in heard if not address.is_loopback] == []
 
 
 # replies

@@ -7,13 +7,13 @@ import itertools
 import math
 import selectors
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from expertmix.agents import Catalog, PoolEvent
-from expertmix.agents.engines import EngineError, Failure, Load, Reply, Request
+from expertmix.agents.engines import Chunk, EngineError, Failure, Load, Reply, Request
 from expertmix.agents.pool.assembly import Prepared
 from expertmix.agents.pool.devices import Device
 from expertmix.agents.pool.groups import Group, group_experts
@@ -92,20 +92,21 @@ class SimEngine:
         if fault:
             raise EngineError(Failure(kind="load", message=fault, retryable="later" in fault))
         self.started = True
-        return Load(seconds=self.host.load_seconds, memory_bytes=self.memory)
+        return Load(seconds=self.host.load_seconds, memory_bytes=self.memory, probe=(0.0,))
 
     async def swap(self, model: str, name: str) -> Load:
-        assert self.started
-        assert not self.closed
+        self.host.demand(self.started and not self.closed, "what does not run is swapped")
         self.group = next(g for g in self.host.groups.values() if g.name == name)
         await asyncio.sleep(self.host.swap_seconds)
         if self.host.take_fault("swap", self.group):
             raise EngineError(Failure(kind="load", message="the swap went wrong"))
         self.swaps += 1
-        return Load(seconds=self.host.swap_seconds, memory_bytes=self.memory)
+        return Load(seconds=self.host.swap_seconds, memory_bytes=self.memory, probe=(0.0,))
 
     async def sleep(self, level: Literal[1, 2]) -> None:
         await asyncio.sleep(0.2)
+        if self.host.take_fault("sleep", self.group):
+            raise EngineError(Failure(kind="load", message="it could not sleep"))
         self.host.give(self)
         self.is_asleep = True
 
@@ -113,13 +114,15 @@ class SimEngine:
         self.host.take(self)
         self.is_asleep = False
         await asyncio.sleep(0.2)
-        return Load(seconds=0.2, memory_bytes=self.memory)
+        if self.host.take_fault("wake", self.group):
+            raise EngineError(Failure(kind="load", message="it could not wake"))
+        return Load(seconds=0.2, memory_bytes=self.memory, probe=(0.0,))
 
     async def generate(
         self, requests: Sequence[Request], on_reply: Callable[[Reply], None] | None = None
     ) -> list[Reply]:
-        assert self.started
-        assert not self.is_asleep
+        self.host.demand(self.started and not self.is_asleep, "what does not run is asked")
+        self.host.demand(bool(requests), "an engine is given nothing to do")
         self.host.begin_work(self)
         replies: list[Reply] = []
         try:
@@ -161,9 +164,9 @@ class SimEngine:
         except TimeoutError:
             return
 
-    async def stream(self, request: Request) -> Any:
+    async def stream(self, request: Request) -> AsyncGenerator[Chunk, None]:
         raise NotImplementedError
-        yield
+        yield Chunk()
 
     async def close(self) -> None:
         self.end.set()
@@ -183,16 +186,30 @@ class SimHost:
         self.load_seconds, self.swap_seconds, self.unload_seconds = 4.0, 0.3, 0.1
         self.batch_seconds = 1.0
         self.can_sleep = False
+        self.is_measured = False
+        """Whether loads are remembered, and a swap needs an earlier load to be compared with."""
         self.engines: list[SimEngine] = []
         self.held: dict[str, dict[int, int]] = {device.name: {} for device in devices}
         self.at_work: dict[str, Counter[int]] = {device.name: Counter() for device in devices}
         self.faults: dict[tuple[str, str], list[str]] = {}
         self.calls: Counter[tuple[str, str]] = Counter()
+        self.violations: list[str] = []
+        """What an engine saw that must not be. It cannot raise it: the loop forgives engines everything."""
+
+    def demand(self, holds: bool, what: str) -> None:
+        if not holds:
+            self.violations.append(what)
 
     def prepare(self, group: Group) -> Prepared:
         memory = round((getattr(group.specs[0], "memory_gib", 0) or 0) * GIB)
         family = "all" if self.families else None
-        return Prepared(group=group, identity=group.key, memory_bytes=memory, family=family)
+        return Prepared(
+            group=group,
+            identity=group.key,
+            memory_bytes=memory,
+            family=family,
+            measured_as=group.key if self.is_measured else None,
+        )
 
     def build(
         self, prepared: Prepared, device: Device | None, *, kv_cache_bytes: int | None = None
@@ -219,7 +236,8 @@ class SimHost:
     def take(self, engine: SimEngine) -> None:
         held = self.held[engine.device.name]
         held[id(engine)] = engine.memory
-        assert sum(held.values()) <= engine.device.memory_bytes, "more than the budget is held"
+        budget = engine.device.memory_bytes
+        self.demand(sum(held.values()) <= budget, "more than the budget is held")
 
     def give(self, engine: SimEngine) -> None:
         self.held[engine.device.name].pop(id(engine), None)
@@ -227,7 +245,7 @@ class SimHost:
     def begin_work(self, engine: SimEngine) -> None:
         work = self.at_work[engine.device.name]
         work[id(engine)] += 1
-        assert len(+work) <= engine.device.lanes, "more engines work than there are lanes"
+        self.demand(len(+work) <= engine.device.lanes, "more engines work than there are lanes")
 
     def end_work(self, engine: SimEngine) -> None:
         self.at_work[engine.device.name][id(engine)] -= 1
@@ -283,7 +301,11 @@ class Simulation:
             return job, asyncio.create_task(self.residency.run(job))
 
         job, task = self.loop.run_until_complete(ask())
-        task.add_done_callback(lambda _: self.ends.__setitem__(job.number, self.loop.time()))
+
+        def note_end(_: asyncio.Task[list[Reply]]) -> None:
+            self.ends[job.number] = self.loop.time()
+
+        task.add_done_callback(note_end)
         self.jobs.append((job, task))
         self.loop.step(0.0)
         return place
@@ -295,11 +317,13 @@ class Simulation:
             waiting = asyncio.wait(tasks, timeout=within)
             _, late = self.loop.run_until_complete(waiting)
             assert not late, f"{len(late)} jobs never ended"
+        assert not self.host.violations, self.host.violations
 
     def close(self) -> None:
         self.loop.run_until_complete(self.residency.close())
         for engine in self.host.engines:
             assert engine.closed, "an engine was left behind"
+        assert not self.host.violations, self.host.violations
         self.discard()
 
     def discard(self) -> None:

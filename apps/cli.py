@@ -18,7 +18,7 @@ from .console import open_stderr, open_stdout, print_json, resumable, show, watc
 from .doctor import diagnose, removable, repair
 from .options import JsonOption
 from .overviews import tabulate_checks, tabulate_findings
-from .panel_commands import ask, plan, solve
+from .panel_commands import ask, plan, solve, timeline
 from .pools import check_pool
 from .profile_commands import aggregators, profile, study
 from .tables import clean_text
@@ -33,7 +33,7 @@ app = typer.Typer(
 )
 pool_app = typer.Typer(help="Look at a pool file.", no_args_is_help=True)
 app.add_typer(pool_app, name="pool")
-for command in (ask, solve, plan, profile, aggregators, study):
+for command in (ask, solve, plan, timeline, profile, aggregators, study):
     app.command()(command)
 
 

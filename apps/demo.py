@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from .overviews import tabulate_plan, tabulate_profile
 from .progress import PoolProgress
 from .session import PanelSettings, plan_run, profile_experts, solve_into
 from .tables import clean_text, tabulate_answers, tabulate_costs
+from .timeline_picture import text_timeline
 
 __all__ = ["run_demo"]
 
@@ -73,6 +75,8 @@ def run_demo(
     expertise = Expertise.of_profile(profile, tuple(catalog), k=k)
     sizes = [size for size in (1, 2, 3) if size <= len(catalog)]
     console.print(tabulate_comparison(result, everyone, expertise, k=k, calls=sizes))
+    console.rule("4. What ran when", align="left")
+    console.print(text_timeline(RunFolder(out / "run").read_timeline()))
     seconds = time.perf_counter() - started
     console.print(
         f"Profiling took {profiling['calls']} calls and {profiling['completion_tokens']:,} generated "
@@ -114,5 +118,7 @@ def _ask_everyone(
         given = await asyncio.gather(*map(one, catalog))
         return dict(zip(catalog, given, strict=True))
 
-    with Pool(catalog, store=RunFolder(run).store, on_event=progress.show) as pool:
+    with Pool(
+        catalog, store=RunFolder(run).store, on_event=progress.show, patience=math.inf
+    ) as pool:
         return asyncio.run(work(pool))

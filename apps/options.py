@@ -19,6 +19,7 @@ __all__ = [
     "LimitOption",
     "MergingOption",
     "MetricsOption",
+    "PictureOption",
     "PolicyOption",
     "PoolOption",
     "ProfileOption",
@@ -65,6 +66,9 @@ StoreOption = Annotated[
 ]
 MetricsOption = Annotated[
     Path | None, typer.Option("--metrics", help="Write Prometheus metrics to this file as it runs.")
+]
+PictureOption = Annotated[
+    Path | None, typer.Option("--picture", help="Draw it into this .svg or .html file.")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
 SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Answers per expert.")]

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from ..agents import AnswerStore, Catalog, PoolEvent
-from ..graph import Result
-from ..retrieval import Question, read_questions
+from ..graph import Result, RunFolder
+from ..retrieval import InputError, Question, read_questions
 from .console import measuring, open_stderr, print_json, resumable, show, tell_failures, watching
 from .options import (
     AbstainOption,
@@ -21,6 +21,7 @@ from .options import (
     LimitOption,
     MergingOption,
     MetricsOption,
+    PictureOption,
     PolicyOption,
     PoolOption,
     ProfileOption,
@@ -32,8 +33,9 @@ from .overviews import draw_plan, tabulate_outlooks, tabulate_plan
 from .pools import find_pool
 from .session import PanelSettings, answer_once, plan_run, solve_into
 from .tables import clean_text, tabulate_answers, tabulate_costs, tabulate_experts, tell_answer
+from .timeline_picture import text_timeline, write_picture
 
-__all__ = ["ask", "plan", "solve"]
+__all__ = ["ask", "plan", "solve", "timeline"]
 
 
 def ask(
@@ -143,9 +145,10 @@ def plan(
     samples: SamplesOption = 1,
     limit: LimitOption = None,
     seed: SeedOption = 0,
+    picture: PictureOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what `solve` would load and ask, without loading anything."""
+    """Show what `solve` would load and ask, when and where, without loading anything."""
     settings = PanelSettings(
         k=k,
         profile=profile,
@@ -163,6 +166,27 @@ def plan(
         print_json(made.to_json())
     else:
         show(tabulate_plan(made), draw_plan(made))
+    if picture is not None:
+        write_picture(made.draw(), picture, "Plan")
+
+
+def timeline(
+    run: Annotated[Path, typer.Argument(help="Run folder of `solve`.")],
+    picture: PictureOption = None,
+) -> None:
+    """Show what a run loaded and generated, when and where; `--picture` draws it."""
+    if not (run / "timeline.json").is_file():
+        raise InputError(f"no timeline in {run}: give the run folder of `expertmix solve`")
+    drawn = RunFolder(run).read_timeline()
+    show(text_timeline(drawn))
+    for device in drawn.devices:
+        share = drawn.idle_share(device)
+        idle = "" if share is None else f", idle {share:.1%} of the time while work was queued"
+        show(
+            f"{device}: generating {drawn.busy(device):.1f} s, loading {drawn.loading(device):.1f} s{idle}"
+        )
+    if picture is not None:
+        write_picture(drawn, picture, run.name)
 
 
 def _report(result: Result, out: Path, as_json: bool) -> None:

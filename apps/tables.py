@@ -117,8 +117,7 @@ def tabulate_costs(ledger: Mapping[str, Any]) -> Table:
         )
     table.caption = (
         f"{ledger['loads']} loads of {ledger['distinct_weights']} distinct weights in "
-        f"{ledger['load_seconds']:.1f} s; experts that share weights work at the same time, so "
-        "their seconds overlap"
+        f"{ledger['load_seconds']:.1f} s"
     )
     table.caption_justify = "left"
     return table

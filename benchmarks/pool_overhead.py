@@ -137,8 +137,13 @@ def run_bare(models: list[Any], prompts: Any, *, single: bool = False) -> tuple[
         }
         begun = time.perf_counter()
         command = [sys.executable, "-c", BARE, str(job), str(report)]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        done = subprocess.run(command, env=environment, check=False, **quiet)
+        done = subprocess.run(
+            command,
+            env=environment,
+            check=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
         if done.returncode:
             raise RuntimeError(done.stderr.decode(errors="replace")[-2000:])
         return time.perf_counter() - begun, json.loads(report.read_text(encoding="utf-8"))

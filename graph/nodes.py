@@ -112,9 +112,14 @@ def go_on(state: ExpertBatch, runtime: Runtime[Resources]) -> str:
 
 
 async def reason(state: ExpertBatch, runtime: Runtime[Resources]) -> Answered:
-    """One expert answers everything it was recruited for."""
+    """One expert answers everything it was recruited for.
+
+    Who streams the graph with `stream_mode="custom"` is told when it begins and when it has finished.
+    """
     context = runtime.context
     expert = state["expert"]
+    number = len(state["questions"])
+    runtime.stream_writer({"event": "expert_started", "expert": expert, "questions": number})
     spec = context.pool.catalog[expert]
     questions = [Question.restore(row) for row in state["questions"]]
     draws = state["draws"]
@@ -135,7 +140,12 @@ async def reason(state: ExpertBatch, runtime: Runtime[Resources]) -> Answered:
         read_reply(reply, by_id[request.question_id or ""], expert)
         for request, reply in zip(requests, replies, strict=True)
     )
-    return {"answers": {expert: {f"{a.question_id}#{a.sample}": a.to_json() for a in answers}}}
+    rows = {f"{a.question_id}#{a.sample}": a.to_json() for a in answers}
+    failed = sum(reply.failure is not None for reply in replies)
+    runtime.stream_writer(
+        {"event": "expert_finished", "expert": expert, "answers": len(rows), "failed": failed}
+    )
+    return {"answers": {expert: rows}}
 
 
 def keep_failure(state: ExpertBatch, error: NodeError, runtime: Runtime[Resources]) -> Command[str]:

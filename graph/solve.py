@@ -7,13 +7,13 @@ import copy
 import itertools
 import math
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from ..agents import Adaptive, Catalog, Cost, Policy, Pool, Profile, SkillExtractor
+from ..agents import Adaptive, Catalog, Cost, Policy, Pool, PoolEvent, Profile, SkillExtractor
 from ..retrieval import InputError, Question
 from .build import create_graph
 from .collector import few_collections
@@ -65,6 +65,7 @@ async def asolve(
     experts: Sequence[str] = (),
     samples: int = 1,
     seed: int = 0,
+    watch: Callable[[PoolEvent], None] | None = None,
 ) -> Result:
     """Answer questions with a panel of experts.
 
@@ -86,12 +87,14 @@ async def asolve(
         experts: Aliases to recruit from; default: all.
         samples: Answers per expert and question.
         seed: Of everything that is drawn.
+        watch: Called with every `PoolEvent` meanwhile, from the pool's thread: a progress bar, a
+            `Timeline().add`, metrics.
 
     Raises:
         InputError: questions, pool, profile or settings that do not fit together, in one sentence.
     """
     batch = as_questions(questions)
-    async with _opened(pool) as ready:
+    async with _opened(pool, watch) as ready:
         before = copy.deepcopy(ready.ledger)
         resources = await asyncio.to_thread(
             make_resources,
@@ -171,14 +174,22 @@ def as_questions(questions: Questions) -> list[Question]:
 
 
 @asynccontextmanager
-async def _opened(pool: Pool | Catalog | str | Path) -> AsyncGenerator[Pool]:
-    """The pool itself if it is one, else one that is closed afterwards."""
+async def _opened(
+    pool: Pool | Catalog | str | Path, watch: Callable[[PoolEvent], None] | None
+) -> AsyncGenerator[Pool]:
+    """The pool itself if it is one, else one that is closed afterwards; watched meanwhile."""
     if isinstance(pool, Pool):
         pool.open()
-        yield pool
+        end = pool.watch(watch) if watch is not None else None
+        try:
+            yield pool
+        finally:
+            if end is not None:
+                end()
         return
     catalog = pool if isinstance(pool, Catalog) else Catalog.load(pool)
-    async with Pool(catalog, patience=math.inf) as made:  # nobody else asks it: a batch
+    # Nobody else asks it: a batch.
+    async with Pool(catalog, patience=math.inf, on_event=watch) as made:
         yield made
 
 

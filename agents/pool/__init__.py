@@ -7,6 +7,7 @@ from .ledger import Account, Ledger, LoadRecord
 from .outlook import Outlook, check_forecast
 from .plan import Forecast, LoadPlan, PlannedGroup, make_plan
 from .pool import Pool
+from .ray_host import RayHost
 from .specs import ExpertSpec, PoolFile
 from .store import AnswerStore
 from .timeline import Span, Timeline
@@ -30,6 +31,7 @@ __all__ = [
     "Pool",
     "PoolEvent",
     "PoolFile",
+    "RayHost",
     "Span",
     "Timeline",
     "check_forecast",

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from ...retrieval import InputError
 from .weights import ResolvedWeights
 
 __all__ = ["find_family", "read_shapes"]
@@ -58,16 +59,25 @@ def read_shapes(folder: Path) -> dict[str, Any]:
     """Name → [type, shape] of every tensor in a folder's safetensors files, from their headers alone.
 
     Raises:
-        ValueError: a file is none.
+        InputError: a file is none, or was cut off.
     """
     found: dict[str, Any] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > _LONGEST_HEADER:
-                raise ValueError(f"{file} is not a safetensors file")
-            header = cast("dict[str, Any]", json.loads(stream.read(length)))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                found[name] = [tensor["dtype"], tensor["shape"]]
+        try:
+            header = _read_header(file)
+            for name, tensor in header.items():
+                if name != "__metadata__":
+                    found[name] = [tensor["dtype"], tensor["shape"]]
+        except (struct.error, ValueError, LookupError, TypeError):
+            raise InputError(
+                f"{file} is no safetensors file, or was cut off; fetch it again"
+            ) from None
     return found
+
+
+def _read_header(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > _LONGEST_HEADER:
+            raise ValueError("a header of that length is none")
+        return cast("dict[str, Any]", json.loads(stream.read(length)))

@@ -218,7 +218,8 @@ def _make_task(
     group: Group, used: Mapping[str, int], forecast: Forecast, last: Collection[str]
 ) -> Task:
     need = forecast.needs[group.key]
-    work = _predict(forecast.seconds_per_call, used, group)
+    predicted = _predict(forecast.seconds_per_call, used, group)
+    work = predicted
     if work is None:
         work = ASSUMED_CALL_SECONDS * sum(used.get(alias, 0) for alias in group.aliases)
     load = need.load_seconds or ASSUMED_LOAD_SECONDS + need.memory_bytes / ASSUMED_LOAD_RATE
@@ -229,6 +230,7 @@ def _make_task(
         memory_bytes=need.memory_bytes,
         family=need.family if need.is_probed else None,
         swap_seconds=min(load, ASSUMED_SWAP_SECONDS) if need.family is not None else None,
+        splittable=predicted is not None,  # a guess is no reason to load anything twice
         last=not set(last).isdisjoint(group.aliases),
         name=group.name,
     )

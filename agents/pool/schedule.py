@@ -19,7 +19,7 @@ EFFORT = 15_000  # steps that one search may try, about 0.05 s
 GLANCE = 750  # and a search that only shows whether a further one is worth it
 AHEAD = 8  # pieces among which the one that waits least begins
 ROUNDS = 5  # beginnings anew, with what ended last brought forward
-HOPE = 1.02  # a cut that costs more than this at a glance, times the whole, is given up
+HOPE = 1.2  # a cut that costs more than this times the whole, at a glance, is given up
 DIGITS = 9  # of a second: smaller differences are rounding
 
 

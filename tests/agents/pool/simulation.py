@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from expertmix.agents import Catalog, PoolEvent
 from expertmix.agents.engines import Chunk, EngineError, Failure, Load, Reply, Request
@@ -23,7 +23,7 @@ from expertmix.agents.pool.measurements import Measurements
 from expertmix.agents.pool.residency import Residency
 from expertmix.agents.pool.workshop import Workshop
 
-__all__ = ["SimEngine", "SimHost", "Simulation", "VirtualLoop"]
+__all__ = ["GIB", "SimEngine", "SimHost", "Simulate", "Simulation", "VirtualLoop"]
 
 GIB = 2**30
 
@@ -274,7 +274,7 @@ class Simulation:
         self.replies: Counter[tuple[int, str]] = Counter()
         self.jobs: list[tuple[Job, asyncio.Task[list[Reply]]]] = []
         self.ends: dict[int, float] = {}
-        workshop = Workshop(self.host, Measurements(None), lambda *_: None)
+        workshop = Workshop(self.host, Measurements(None), self._warn)
         self.residency = Residency(
             self.host,
             workshop,
@@ -283,6 +283,10 @@ class Simulation:
             note_load=self.loads.append,
             tell=lambda event: self.events.append((self.loop.time(), event)),
         )
+
+    def _warn(self, weights: str, message: str) -> None:
+        event = PoolEvent(kind="warning", weights=weights, message=message)
+        self.events.append((self.loop.time(), event))
 
     def submit(self, alias: str, number: int) -> int:
         """Ask an expert so much; gives the job's place."""
@@ -365,3 +369,7 @@ class Simulation:
             elif event.engine in begun and event.kind in ("resting", "died", "unloaded"):
                 spans.append((begun.pop(event.engine), at))
         return spans
+
+
+Simulate: TypeAlias = Callable[..., Simulation]
+"""The fixture that makes simulations."""

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from simulation import GIB, Simulate
 
 from expertmix.agents import AnswerStore, Catalog, Pool, PoolEvent
 from expertmix.agents.engines import Engine, Load, Reply, Request
 from expertmix.agents.engines.scripted import GARBAGE, Faults, ScriptedEngine
+from expertmix.agents.pool.devices import Device
+from expertmix.agents.pool.gate import Gate
 
 FINE = Faults()
+CARD = Device(name="cuda:0", memory_bytes=6 * GIB)
 
 
 def ask(*ids: object) -> list[Request]:
@@ -228,6 +232,127 @@ async def test_an_engine_that_dies_now_and_then_goes_on() -> None:
     assert set(one.repeats.values()) == {2}, "nothing is asked a third time"
 
 
+class Lingering(ScriptedEngine):
+    """Dies of the first call; the others return what they have only some time after its end."""
+
+    async def generate(
+        self, requests: Sequence[Request], on_reply: Callable[[Reply], None] | None = None
+    ) -> list[Reply]:
+        first = not self.calls
+        self._note(requests)
+        if first:
+            raise ConnectionResetError("gone")
+        await asyncio.sleep(0.3)
+        return [Reply(request_id=request.id, text="late") for request in requests[:1]]
+
+
+async def test_calls_that_return_after_the_death_of_their_engine_lose_nothing() -> None:
+    made: list[ScriptedEngine] = []
+
+    def make() -> Engine:
+        kind = ScriptedEngine if made else Lingering
+        made.append(kind("a", {"*": "fresh"}, load_seconds=0.1))
+        return made[-1]
+
+    async with make_pool(make) as pool, asyncio.timeout(5):
+        one, two = await asyncio.gather(
+            pool.generate("a", ask(1, 2)), pool.generate("a", ask(3, 4))
+        )
+    assert sorted(texts([*one, *two])) == ["fresh", "fresh", "fresh", "late"]
+
+
+class Stubborn(ScriptedEngine):
+    """Cannot even be closed."""
+
+    async def close(self) -> None:
+        await super().close()
+        raise OSError("no")
+
+
+async def test_an_engine_that_cannot_be_closed_costs_nobody() -> None:
+    made: list[ScriptedEngine] = []
+
+    def make() -> Engine:
+        faults = FINE if made else Faults(die_after=1)
+        made.append(Stubborn("a", {"*": "x"}, faults=faults))
+        return made[-1]
+
+    async with make_pool(make, Maker("b"), max_resident=1) as pool, asyncio.timeout(5):
+        assert texts(await pool.generate("a", ask(1, 2))) == ["x", "x"]
+        assert texts(await pool.generate("b", ask(1))) == ["b 1"]
+    assert [engine.closed for engine in made] == [True, True]
+
+
+def test_a_model_that_keeps_dying_is_tried_again_after_a_pause(simulate: Simulate) -> None:
+    sim = simulate({"a": 2}, [CARD])
+    for _ in range(2):
+        sim.host.plan_fault("answer", "a", "die")
+    sim.submit("a", 1)
+    sim.finish()
+    sim.loop.step(50)
+    sim.submit("a", 1)
+    sim.finish()
+    assert len(sim.host.engines) == 2, "refused at once, without a load"
+    sim.loop.step(10)
+    sim.submit("a", 1)
+    sim.finish()
+    failures = [kinds(task.result()) for _, task in sim.jobs]
+    assert failures == [["engine"], ["engine"], [""]]
+
+
+# Swaps, sleep, replicas: on the simulated machine
+
+
+@pytest.mark.parametrize(
+    ("fault", "settings", "left"),
+    [
+        ("swap", {"families": True}, 1),
+        ("wake", {"can_sleep": True}, 2),  # the other sleeps
+        ("sleep", {"can_sleep": True}, 2),
+    ],
+)
+def test_where_a_short_cut_fails_the_model_is_loaded_afresh(
+    simulate: Simulate, fault: str, settings: dict[str, Any], left: int
+) -> None:
+    sim = simulate({"a": 4, "b": 4}, [CARD], **settings)
+    for alias in "aab" if fault == "swap" else "a":
+        sim.host.plan_fault(fault, alias, "broken")
+    for alias in "aba":
+        sim.submit(alias, 40)
+        sim.finish()
+    assert [load.way for load in sim.loads] == ["fresh"] * 3
+    assert {kind for _, task in sim.jobs for kind in kinds(task.result())} == {""}
+    assert max(sim.host.calls.values()) == 1
+    assert sum(not engine.closed for engine in sim.host.engines) == left
+    assert [event.message for _, event in sim.events if event.kind == "warning"]
+
+
+def test_a_replica_that_does_not_load_costs_nobody_and_is_not_tried_again(
+    simulate: Simulate,
+) -> None:
+    sim = simulate({"a": 2}, [Device(name="cuda:0", memory_bytes=6 * GIB, lanes=2)])
+    sim.host.is_measured = True
+    sim.host.plan_fault("load", "a", "")
+    sim.host.plan_fault("load", "a", "no such device")
+    sim.submit("a", 96 * 40)
+    sim.finish()
+    assert set(kinds(sim.jobs[0][1].result())) == {""}
+    assert len(sim.host.engines) == 2
+    assert sim.host.engines[1].closed
+
+
+def test_a_replica_that_dies_gives_back_what_it_had(simulate: Simulate) -> None:
+    sim = simulate({"a": 2}, [Device(name="cuda:0", memory_bytes=6 * GIB, lanes=2)])
+    sim.host.is_measured = True
+    sim.submit("a", 96 * 40)
+    sim.loop.step(15)
+    sim.host.plan_fault("answer", "a", "die")
+    sim.finish()
+    assert set(kinds(sim.jobs[0][1].result())) == {""}
+    assert sum(sim.host.calls.values()) == 96 * 40
+    assert sum(engine.closed for engine in sim.host.engines) == 1
+
+
 # Hanging
 
 
@@ -393,13 +518,15 @@ async def test_closing_answers_whoever_waits_and_ends_every_engine(when: str) ->
 async def test_a_pool_that_was_closed_at_work_can_be_opened_again() -> None:
     one = Maker("a", Faults(hang_ids={"1"}), FINE)
     pool = make_pool(one, max_queued=1)
+    found: list[list[str]] = []
     for _ in range(2):
         async with pool:
-            task = asyncio.create_task(pool.generate("a", ask(1)))
-            waiting = asyncio.create_task(pool.generate("a", ask(2)))
+            tasks = [asyncio.create_task(pool.generate("a", ask(i))) for i in (1, 2)]
             await asyncio.sleep(0.2)
-        first, second = await asyncio.gather(task, waiting)
-    assert texts([*first, *second]) == ["a 1", "a 2"]
+        found.append(
+            kinds([reply for replies in await asyncio.gather(*tasks) for reply in replies])
+        )
+    assert found == [["engine", "engine"], ["", ""]]
     assert len(one.made) == 2
 
 
@@ -462,6 +589,24 @@ async def test_whoever_gives_up_at_the_gate_holds_up_nobody() -> None:
         await cancel(large)
         assert texts(await asyncio.wait_for(small, 2)) == ["a small"]
         inside.cancel()
+
+
+async def test_many_who_give_up_at_once_leave_the_gate_open() -> None:
+    gate = Gate(1)
+    await gate.enter(1)
+
+    async def pass_through() -> None:
+        await gate.enter(1)
+        gate.leave(1)
+
+    waiting = [asyncio.create_task(pass_through()) for _ in range(5)]
+    await asyncio.sleep(0)
+    for task in waiting[:3]:
+        task.cancel()
+    gate.leave(1)  # before those who were cancelled could tell
+    done = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(result) for result in done] == [asyncio.CancelledError] * 3 + [type(None)] * 2
+    await asyncio.wait_for(gate.enter(1), 1)
 
 
 # Draining

@@ -7,18 +7,17 @@ import itertools
 import math
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from simulation import GIB, Simulation
+from simulation import GIB, Simulate, Simulation
 
 from expertmix.agents.pool.devices import Device
 
-Simulate: TypeAlias = Callable[..., Simulation]
 MEMORY = {"a": 2.0, "b": 3.0, "c": 2.0, "d": 5.0}
 FAULTS = [
     ("load", "no such file"),
@@ -176,9 +175,8 @@ class Faultless(Machine):
     faulty = False
 
 
-QUIET = settings(
-    max_examples=50, stateful_step_count=30, deadline=None, suppress_health_check=[*HealthCheck]
-)
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+QUIET = settings(max_examples=50, stateful_step_count=30, deadline=None, suppress_health_check=SLOW)
 TestMachine = Machine.TestCase
 TestMachine.settings = QUIET
 TestFaultless = Faultless.TestCase
@@ -215,24 +213,6 @@ def test_a_random_schedule_of_faults_loses_nothing(seed: int) -> None:
 
 
 # One rule of `turns.py` after the other
-
-
-@pytest.fixture
-def simulate() -> Iterator[Simulate]:
-    """Makes simulations, and closes them in the end."""
-    made: list[Simulation] = []
-
-    def make(*given: Any, **settings: Any) -> Simulation:
-        made.append(Simulation(*given, **settings))
-        return made[-1]
-
-    yield make
-    try:
-        for sim in made:
-            sim.close()
-    finally:
-        for sim in made:
-            sim.discard()
 
 
 def load_all(sim: Simulation, number: int = 10) -> list[str]:

@@ -1,0 +1,311 @@
+"""However a run is interrupted, the same command goes on, and ends with the answers of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NUMBER = 200
+ALIASES = ("one", "two", "three")
+REQUESTS = NUMBER * len(ALIASES)
+SOLVE = ("solve", "questions.jsonl", "--out", "run", "--json")
+SENTENCE = "every finished answer is kept in run; run the same command to go on"
+
+# The real command line in a process of its own, forked from one that has imported it already: a start
+# costs hundredths of a second instead of one to two, so that the plug can be pulled at many moments.
+SERVER = """
+import json, os, resource, sys
+from expertmix.apps import cli, session
+
+for line in sys.stdin:
+    order = json.loads(line)
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.chdir(order["cwd"])
+        os.dup2(write, 2)
+        os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+        os.closerange(3, 64)
+        if order["limit"] is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], order["limit"]))
+        sys.argv = ["expertmix", *order["arguments"]]
+        code = 1
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(code)
+    os.close(write)
+    print(pid, flush=True)
+    with open(read, errors="replace") as stream:
+        told = stream.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    print(json.dumps({"code": code, "told": told}), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a command ended."""
+
+    code: int
+    told: str
+    """What it wrote to stderr."""
+
+
+class CommandLine:
+    """Runs the command line, one command at a time."""
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, "-W", "ignore::SyntaxWarning", "-c", SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def start(self, place: Path, *arguments: str, limit: int | None = None) -> int:
+        """Begin a command; gives its process id."""
+        order = {"cwd": str(place), "arguments": arguments or SOLVE, "limit": limit}
+        assert self._server.stdin is not None
+        self._server.stdin.write(json.dumps(order) + "\n")
+        self._server.stdin.flush()
+        return int(self._read())
+
+    def wait(self) -> Ending:
+        """Its end."""
+        return Ending(**json.loads(self._read()))
+
+    def run(self, place: Path, *arguments: str, limit: int | None = None) -> Ending:
+        """A command from beginning to end."""
+        self.start(place, *arguments, limit=limit)
+        return self.wait()
+
+    def _read(self) -> str:
+        assert self._server.stdout is not None
+        return self._server.stdout.readline()
+
+    def close(self) -> None:
+        for stream in (self._server.stdin, self._server.stdout):
+            assert stream is not None
+            stream.close()
+        self._server.wait(10)
+
+
+@pytest.fixture(scope="module")
+def cli() -> Iterator[CommandLine]:
+    line = CommandLine()
+    yield line
+    line.close()
+
+
+def lay_out(place: Path, *, turns: bool = True, latency: float = 0.1, load: float = 0.1) -> Path:
+    """A folder with questions and a pool; with turns, one model after the other is loaded."""
+    place.mkdir(exist_ok=True)
+    experts: list[dict[str, Any]] = []
+    for at, alias in enumerate(ALIASES):
+        lines = {f"q{i}": f"Because of {i}.\nAnswer: {i % (2 + at)}" for i in range(NUMBER)}
+        (place / f"{alias}.json").write_text(json.dumps(lines))
+        expert: dict[str, Any] = {"alias": alias, "engine": "scripted", "script": f"{alias}.json"}
+        expert |= {"latency": latency, "load_seconds": load}
+        experts.append(expert | ({"memory_gib": 0.01} if turns else {}))
+    devices = [{"name": "cpu", "memory_gib": 1, "parallel": 1}]
+    pool = {"max_resident": 1, "devices": devices, "experts": experts}
+    (place / "pool.yaml").write_text(json.dumps(pool))
+    rows = ({"id": f"q{i}", "text": f"What is {i}?", "gold": f"{i % 2}"} for i in range(NUMBER))
+    (place / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return place
+
+
+def read_answers(place: Path) -> bytes:
+    return (place / "run/answers.jsonl").read_bytes()
+
+
+def read_ledger(place: Path) -> dict[str, Any]:
+    return json.loads((place / "run/ledger.json").read_text())
+
+
+def count_stored(place: Path) -> int:
+    """Replies that are kept."""
+    path = place / "run/replies.sqlite"
+    if not path.exists():
+        return 0
+    connection = sqlite3.connect(path, timeout=10)
+    try:
+        return int(connection.execute("SELECT count(*) FROM replies").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0  # it is being made
+    finally:
+        connection.close()
+
+
+def wait_until(condition: Callable[[], bool], *, within: float = 20.0) -> None:
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cli: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The answers of a run that nobody disturbs."""
+    place = lay_out(tmp_path_factory.mktemp("undisturbed"))
+    ending = cli.run(place)
+    assert ending == Ending(0, ""), ending.told
+    assert read_ledger(place)["calls"] == count_stored(place) == REQUESTS
+    answers = read_answers(place)
+    assert answers.count(b"\n") == NUMBER
+    return answers
+
+
+@pytest.mark.parametrize("turns", [True, False])
+def test_however_often_the_plug_is_pulled_the_answers_are_those_of_an_undisturbed_run(
+    cli: CommandLine, undisturbed: bytes, tmp_path: Path, turns: bool
+) -> None:
+    chance = random.Random(int(turns))
+    place = lay_out(tmp_path, turns=turns)
+    kept = lost = 0
+    for _ in range(16):
+        kind = chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+        lost += kind == signal.SIGKILL
+        pid = cli.start(place)
+        time.sleep(chance.uniform(0.05, 0.7))
+        os.kill(pid, kind)  # the server collects it only once we ask for its end
+        ending = cli.wait()
+        assert ending.code in (0, -9, 130, 143), ending.told
+        assert "Traceback" not in ending.told
+        assert kept <= (kept := count_stored(place)), "what was stored stays stored"
+    assert cli.run(place) == Ending(0, "")
+    assert read_answers(place) == undisturbed
+    assert count_stored(place) == REQUESTS
+    assert read_ledger(place)["calls"] <= REQUESTS, "nobody is asked again what he has answered"
+    assert lost
+
+
+def test_only_a_kill_costs_the_ledger_anything(
+    cli: CommandLine, undisturbed: bytes, tmp_path: Path
+) -> None:
+    chance = random.Random(7)
+    place = lay_out(tmp_path)
+    for _ in range(6):
+        pid = cli.start(place)
+        time.sleep(chance.uniform(0.2, 0.6))
+        os.kill(pid, chance.choice([signal.SIGTERM, signal.SIGINT]))
+        cli.wait()
+    assert cli.run(place).code == 0
+    assert read_answers(place) == undisturbed
+    assert read_ledger(place)["calls"] == REQUESTS
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "word"),
+    [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_sigterm_finishes_what_runs_and_ctrl_c_gives_it_up(
+    cli: CommandLine,
+    undisturbed: bytes,
+    tmp_path: Path,
+    kind: signal.Signals,
+    code: int,
+    word: str,
+) -> None:
+    place = lay_out(tmp_path, latency=0.5, load=0.0)
+    pid = cli.start(place)
+    wait_until(lambda: count_stored(place) == 96)  # and the next as many are in flight
+    time.sleep(0.1)
+    os.kill(pid, kind)
+    ending = cli.wait()
+    assert ending.code == code
+    assert ending.told == f"\n{word}: {SENTENCE}\n"
+    assert count_stored(place) == (192 if kind == signal.SIGTERM else 96)
+    assert read_ledger(place)["calls"] == count_stored(place)
+    lay_out(tmp_path)  # the same in less time; answers do not depend on it
+    assert cli.run(place).code == 0
+    assert read_answers(place) == undisturbed
+
+
+def test_sigterm_finishes_what_an_address_is_asked(cli: CommandLine, tmp_path: Path) -> None:
+    place = lay_out(tmp_path, turns=False, latency=1.0, load=0.0)
+    pid = cli.start(place)
+    wait_until(lambda: (place / "run/replies.sqlite").exists())
+    time.sleep(0.4)
+    os.kill(pid, signal.SIGTERM)
+    assert cli.wait().code == 143
+    assert count_stored(place) == REQUESTS
+
+
+def test_a_second_sigterm_gives_up_what_runs(cli: CommandLine, tmp_path: Path) -> None:
+    place = lay_out(tmp_path, latency=60.0, load=0.0)
+    pid = cli.start(place)
+    wait_until(lambda: (place / "run/replies.sqlite").exists())
+    time.sleep(0.3)
+    begun = time.monotonic()
+    for _ in range(2):
+        os.kill(pid, signal.SIGTERM)
+        time.sleep(0.3)
+    ending = cli.wait()
+    assert ending.code == 143
+    assert SENTENCE in ending.told
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("lost", ["ledger.json", "timeline.json", "answers.jsonl"])
+def test_a_kill_between_two_files_costs_nothing(
+    cli: CommandLine, undisturbed: bytes, tmp_path: Path, lost: str
+) -> None:
+    place = lay_out(tmp_path, latency=0.0, load=0.0)
+    assert cli.run(place).code == 0
+    (place / "run" / lost).unlink()
+    ending = cli.run(place)
+    assert ending == Ending(0, ""), ending.told
+    assert read_answers(place) == undisturbed
+
+
+@pytest.mark.parametrize("limit", [0, 5_000, 40_000, 100_000, 150_000])
+def test_a_full_disk_is_one_sentence_and_with_room_the_same_command_goes_on(
+    cli: CommandLine, undisturbed: bytes, tmp_path: Path, limit: int
+) -> None:
+    place = lay_out(tmp_path, latency=0.0, load=0.0)
+    ending = cli.run(place, limit=limit)
+    assert ending.code == 2, ending.told
+    assert ending.told.startswith("error: cannot ")
+    assert ending.told.count("\n") == 1
+    kept = count_stored(place)
+    assert cli.run(place) == Ending(0, "")
+    assert read_answers(place) == undisturbed
+    assert read_ledger(place)["calls"] >= REQUESTS - kept
+
+
+def test_the_command_line_as_it_is_started_survives_a_kill_at_any_moment(
+    undisturbed: bytes, tmp_path: Path
+) -> None:
+    place = lay_out(tmp_path, load=0.0)
+    command = [sys.executable, "-m", "expertmix.apps.cli", *SOLVE]
+    moments = [(signal.SIGKILL, 0.5), (signal.SIGTERM, 1.5), (signal.SIGINT, 2.0), (None, 0.0)]
+    for kind, seconds in moments:
+        process = subprocess.Popen(
+            command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        if kind is not None:
+            time.sleep(seconds)
+            process.send_signal(kind)
+        _, told = process.communicate(timeout=60)
+        assert process.returncode in (0, -9, -15, -2, 1, 130, 143), told
+    assert process.returncode == 0
+    assert read_answers(place) == undisturbed

@@ -12,41 +12,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
-from ...retrieval import InputError
 from ..engines import Engine, Failure, Load, Reply, Request, Sleeper
-from .actions import Action, Begin, End, Refuse, Rest, Start, Swap, Wake
+from .actions import Refuse
 from .announcer import Announcer
+from .deeds import Deeds
 from .events import LoadWay, PoolEvent
 from .gate import Gate
+from .groups import Group
+from .health import Health
 from .host import Host
 from .jobs import CLOSED, Job
 from .ledger import LoadRecord
-from .local_host import read_ahead
 from .needs import find_need, tell_lack
 from .plain_engines import PlainEngines, failure_of
+from .queues import IN_FLIGHT, SLICE
 from .residents import Need, Resident, Slice
-from .serving import serve_slice
 from .specs import PoolFile
 from .turns import Turns, TurnSettings
 from .workshop import Workshop, close_quietly
 
 __all__ = ["Residency"]
 
-MOST_DEATHS = 2
-"""Times in a row, without an answer in between, that a model may die before its questions fail."""
-COOL_DOWN = 60.0
-"""Seconds after which a model that kept dying may be tried again."""
 DRAIN_STEP = 0.05
 PULSE_SECONDS = 1.0
 """How often working engines are looked at."""
-LAST_WORDS = 5.0
-"""Seconds in which calls of an engine that was ended have to return."""
 
 
 class Residency:
@@ -93,9 +86,8 @@ class Residency:
         self._inbox: deque[Callable[[float], None]] = deque()
         self._arrival = asyncio.Event()
         self._actor: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._broken: dict[str, tuple[Failure, float]] = {}
-        self._deaths: dict[str, int] = {}
+        self._deeds = Deeds(self._host, self._workshop, self._announcer, self, self._post)
+        self._health = Health()
         self._jobs = 0
         self._open: set[Job] = set()
         self._defect: BaseException | None = None
@@ -168,7 +160,7 @@ class Residency:
     async def close(self) -> None:
         """Stop everything, whatever is still running; who waits gets a failure."""
         self._ended = CLOSED
-        tasks = [task for task in (self._actor, *self._tasks) if task is not None]
+        tasks = [task for task in (self._actor, *self._deeds.tasks) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -178,7 +170,9 @@ class Residency:
             job.end(CLOSED)
         residents = self._turns.residents.values()
         engines = [r.engine for r in residents if r.engine is not None]
-        await asyncio.gather(*map(close_quietly, engines), *self._tasks, return_exceptions=True)
+        await asyncio.gather(
+            *map(close_quietly, engines), *self._deeds.tasks, return_exceptions=True
+        )
         await self._plain.close()
         await self._host.close()
 
@@ -203,7 +197,10 @@ class Residency:
             actions = [] if self._is_draining else self._turns.decide(now)
             self._announcer.tell_rests(self._turns.residents.values(), now)
             for action in actions:
-                self._do(action, now)
+                if isinstance(action, Refuse):
+                    self._tell_lack(action.group)
+                else:
+                    self._deeds.do(action, now)
             if not self._inbox:
                 await self._pause(now)
 
@@ -237,7 +234,7 @@ class Residency:
 
     def _abandon(self, resident: Resident, slice_: Slice, failure: Failure, now: float) -> None:
         lost = [r for r in slice_.requests if r.id not in slice_.job.replies]
-        self._finished(resident, slice_, lost, failure, now)
+        self.finished(resident, slice_, lost, failure, now)
         if slice_.task is not None:
             slice_.task.cancel()
 
@@ -247,6 +244,12 @@ class Residency:
         if self._actor is None and self._ended is None:
             self._actor = asyncio.create_task(self._live())
             self._actor.add_done_callback(self._fail_all)
+
+    def _tell_lack(self, group: Group) -> None:
+        failure = tell_lack(group, self._turns.needs[group.key], self._host)
+        assert failure is not None
+        self._announcer.tell_of(group, "failed", message=failure.message)
+        self._refuse_queue(group.key, failure)
 
     def _fail_all(self, actor: asyncio.Task[None]) -> None:
         """A defect of ours: whoever waits gets it as it is, instead of waiting for ever."""
@@ -267,7 +270,7 @@ class Residency:
         self._jobs += 1
         job.number, job.arrived = self._jobs, now
         lack = tell_lack(job.group, need)
-        failure = self._ended or self._why_broken(key, now) or lack
+        failure = self._ended or self._health.why_broken(key, now) or lack
         if failure is not None:
             if lack is not None and failure is lack:
                 self._announcer.tell_of(job.group, "failed", message=lack.message)
@@ -285,11 +288,23 @@ class Residency:
                 if slice_.job is job and slice_.task is not None:
                     slice_.task.cancel()
 
-    def _why_broken(self, key: str, now: float) -> Failure | None:
-        failure, until = self._broken.get(key, (None, 0.0))
-        return failure if now < until else None
+    def heard(self, resident: Resident, slice_: Slice, reply: Reply) -> None:
+        """A reply that counts, as soon as it is there."""
+        slice_.answered += 1
+        resident.answered += 1
+        resident.heard_at = self._now()
+        if reply.failure is None:
+            self._health.note_answer(resident.group.key)
+        self.fulfil(resident.group.key, 1)
+        slice_.job.settle(reply)
+        if resident.in_flight in (IN_FLIGHT - SLICE, 0):  # it could take more
+            self._arrival.set()
 
-    def _finished(
+    def next_to_load(self) -> Group | None:
+        """The group that will be loaded next, as far as anybody can tell now."""
+        return self._turns.next_to_load()
+
+    def finished(
         self,
         resident: Resident,
         slice_: Slice,
@@ -314,7 +329,7 @@ class Residency:
                 job.settle(Reply.failed(request, self._ended or failure))
             return
         job.give_back(lost, failure)
-        broken = self._why_broken(job.group.key, now)
+        broken = self._health.why_broken(job.group.key, now)
         if broken is not None:
             job.refuse(broken)
         if job.pending:
@@ -327,23 +342,22 @@ class Residency:
         resident.is_dead = True
         key = resident.group.key
         self._announcer.tell("died", resident, message=failure.message)
-        deaths = self._deaths[key] = self._deaths.get(key, 0) + 1
-        if deaths >= MOST_DEATHS:
-            self._deaths[key] = 0
-            self._broken[key] = (failure, now + COOL_DOWN)
+        deaths = self._health.note_death(key, failure, now)
+        if deaths is not None:
             told = f"{failure.message} ({deaths} times in a row)"
             self._announcer.tell("failed", resident, message=told)
             self._refuse_queue(key, failure)
         resident.state = "leaving"
-        self._spawn(self._end(resident, failure))
+        self._deeds.end(resident, failure)
 
     def _refuse_queue(self, key: str, failure: Failure) -> None:
         for job in self._turns.queues.take_all(key):
             job.refuse(failure)
 
-    def _came_up(
+    def came_up(
         self, resident: Resident, engine: Engine, load: Load, way: LoadWay, now: float
     ) -> None:
+        """An engine has its weights."""
         key = resident.group.key
         need = self._turns.needs[key]
         resident.engine, resident.state = engine, "ready"
@@ -373,7 +387,7 @@ class Residency:
                 )
             )
 
-    def _came_down(self, resident: Resident, failure: Failure, now: float) -> None:
+    def came_down(self, resident: Resident, failure: Failure, now: float) -> None:
         """A load failed. As a replica's it costs nobody; else the group's questions fail."""
         key = resident.group.key
         self._turns.residents.pop(resident.number, None)
@@ -381,129 +395,22 @@ class Residency:
         if resident.replica:
             self._turns.solitary.add(key)
             return
-        if not failure.retryable:
-            self._broken[key] = (failure, math.inf)
+        need = self._turns.needs[key]
+        others = tuple(device for device in need.devices if device != resident.device)
+        if failure.retryable and any(d.memory_bytes >= need.memory_bytes for d in others):
+            self._turns.needs[key] = replace(need, devices=others)  # a node may be lost
+            return
+        self._health.note_load_failure(key, failure)
         self._refuse_queue(key, failure)
 
-    def _gone(self, resident: Resident, failure: Failure, now: float) -> None:
+    def gone(self, resident: Resident, failure: Failure, now: float) -> None:
+        """An engine has ended; what it still had in flight is lost."""
         self._turns.residents.pop(resident.number, None)
         for slice_ in list(resident.slices):
             self._abandon(resident, slice_, failure, now)
         self._announcer.tell("unloaded", resident)
 
-    def _slept(self, resident: Resident) -> None:
+    def slept(self, resident: Resident) -> None:
+        """An engine sleeps."""
         resident.state, resident.memory_bytes = "asleep", 0
         self._announcer.tell("asleep", resident)
-
-    # Actions
-
-    def _do(self, action: Action, now: float) -> None:
-        match action:
-            case Begin(resident, slice_):
-                self._begin(resident, slice_, now)
-            case Start(resident):
-                self._load(resident, "fresh")
-            case Swap(resident):
-                self._load(resident, "reload")
-            case Wake(resident):
-                self._load(resident, "wake")
-            case Rest(resident):
-                self._spawn(self._rest(resident))
-            case End(resident):
-                self._spawn(self._end(resident))
-            case Refuse(group):
-                failure = tell_lack(group, self._turns.needs[group.key], self._host)
-                assert failure is not None
-                self._announcer.tell_of(group, "failed", message=failure.message)
-                self._refuse_queue(group.key, failure)
-
-    def _begin(self, resident: Resident, slice_: Slice, now: float) -> None:
-        if not resident.working_as:
-            resident.working_as = resident.group.name
-            resident.heard_at = resident.told_at = now
-            self._announcer.tell("working", resident)
-            self._spawn(self._read_ahead())
-        slice_.task = self._spawn(self._serve(resident, slice_))
-
-    def _load(self, resident: Resident, way: LoadWay) -> None:
-        self._announcer.tell("loading", resident, way=way, previous=resident.previous)
-        self._spawn(self._bring_up(resident, way))
-
-    async def _bring_up(self, resident: Resident, way: LoadWay) -> None:
-        prepared = self._host.prepare(resident.group)
-        engine = resident.engine
-        try:
-            if way == "fresh" or engine is None:
-                device = resident.device if resident.group.local else None
-                engine, load = await self._workshop.start(prepared, device)
-            elif way == "reload":
-                load = await self._workshop.swap(engine, prepared)
-            else:
-                load = await self._workshop.wake(engine, prepared)
-        except Exception as error:  # an engine of the user's own may raise anything
-            failure = failure_of(error)
-            if way == "fresh":
-                self._post(lambda now: self._came_down(resident, failure, now))
-            else:  # the short cut failed, and its engine with it; a new one may do
-                self._announcer.tell_of(resident.group, "warning", message=failure.message)
-                self._post(lambda now: self._gone(resident, failure, now))
-            return
-        ready = engine
-        self._post(lambda now: self._came_up(resident, ready, load, way, now))
-
-    async def _serve(self, resident: Resident, slice_: Slice) -> None:
-        assert resident.engine is not None
-
-        def hear(reply: Reply) -> None:
-            slice_.answered += 1
-            resident.answered += 1
-            resident.heard_at = self._now()
-            if reply.failure is None:
-                self._deaths.pop(resident.group.key, None)
-            self.fulfil(resident.group.key, 1)
-            slice_.job.settle(reply)
-            if resident.in_flight in (64, 0):
-                self._arrival.set()
-
-        lost: list[Request] = []
-        failure: Failure | None = None
-        try:
-            lost, failure = await serve_slice(
-                resident.engine, slice_, hear, is_mortal=resident.group.local
-            )
-        finally:  # also where the job was withdrawn
-            self._post(lambda now: self._finished(resident, slice_, lost, failure, now))
-
-    async def _read_ahead(self) -> None:
-        """While a model works, read the next one's weights into memory that is free anyway."""
-        group = self._turns.next_to_load()
-        if group is not None:
-            with contextlib.suppress(InputError, OSError):
-                await asyncio.to_thread(read_ahead, self._host.prepare(group))
-
-    async def _rest(self, resident: Resident) -> None:
-        assert resident.engine is not None
-        try:
-            await self._workshop.sleep(resident.engine, self._host.prepare(resident.group))
-        except Exception as error:
-            failure = failure_of(error)
-            self._announcer.tell("warning", resident, message=failure.message)
-            self._post(lambda now: self._gone(resident, failure, now))
-        else:
-            self._post(lambda _: self._slept(resident))
-
-    async def _end(self, resident: Resident, failure: Failure = CLOSED) -> None:
-        try:
-            if resident.engine is not None:
-                await close_quietly(resident.engine)
-            calls = [slice_.task for slice_ in resident.slices if slice_.task is not None]
-            if calls:  # of an engine that died: what they have heard from it counts
-                await asyncio.wait(calls, timeout=LAST_WORDS)
-        finally:
-            self._post(lambda now: self._gone(resident, failure, now))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task

@@ -25,7 +25,8 @@ from statistics import fmean
 from load_plan_milp import solve_by_milp
 
 from expertmix.agents.pool.devices import Device
-from expertmix.agents.pool.schedule import Schedule, Task, make_schedule
+from expertmix.agents.pool.schedule import make_schedule
+from expertmix.agents.pool.tasks import Schedule, Task
 
 SIZES = (4, 6, 8, 10, 12)
 SHAPES = ((1, 2), (2, 1), (2, 2), (4, 1))  # devices, lanes of each

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from expertmix.agents.pool.devices import Device
 from expertmix.agents.pool.exact import count_lanes
-from expertmix.agents.pool.schedule import Task
+from expertmix.agents.pool.tasks import Task
 
 __all__ = ["solve_by_milp"]
 

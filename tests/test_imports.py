@@ -15,6 +15,7 @@ HEAVY = (
     "gguf",
     "matplotlib",
     "openai",
+    "ortools",
     "pandas",
     "pyarrow",
     "ray",

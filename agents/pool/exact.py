@@ -14,7 +14,7 @@ from .devices import Device
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
 
-    from .schedule import Task
+    from .tasks import Task
 
 __all__ = ["Begun", "Solution", "bound_makespan", "count_lanes", "solve_exactly"]
 

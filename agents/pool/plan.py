@@ -10,7 +10,8 @@ from .catalog import Catalog
 from .devices import Device
 from .groups import Group, group_experts
 from .residents import Need
-from .schedule import Placement, Schedule, Task, make_schedule
+from .schedule import make_schedule
+from .tasks import Placement, Schedule, Task
 from .timeline import Span, Timeline
 
 __all__ = ["Forecast", "LoadPlan", "PlannedGroup", "make_plan"]

@@ -224,12 +224,14 @@ class Pool:
     ) -> list[str]:
         """Tell the pool what will be asked next, so that it loads in a good order and knows what it may drop.
 
-        The plan is kept in `plans`. An expert that cannot be planned with (its weights are not there, or
+        In batch mode the plan is made and kept in `plans`. An expert that cannot be planned with (its weights are not there, or
         too large) is no reason to refuse the others: its questions will say so.
 
         Returns:
             The aliases in the order in which they had better be asked.
         """
+        if not math.isinf(self._patience):  # online, others come between: no plan would hold
+            return self.order([alias for alias in calls if calls[alias]], last=last)
         counts = dict(calls)
         while True:
             try:
@@ -258,8 +260,8 @@ class Pool:
         return True
 
     def _expect(self, plan: LoadPlan, last: Collection[str]) -> None:
-        """Have the residency loop follow a plan; online, others' questions may come between."""
-        if self._loop is None or not math.isinf(self._patience):
+        """Have the residency loop follow a plan."""
+        if self._loop is None:
             return
         calls = {p.group.key: sum(p.calls.values()) for p in plan.groups if p.group.local}
         for planned in plan.groups:  # nobody knows how often they will be asked again

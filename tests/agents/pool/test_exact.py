@@ -12,7 +12,8 @@ import pytest
 
 from expertmix.agents.pool.devices import Device
 from expertmix.agents.pool.exact import bound_makespan, count_lanes
-from expertmix.agents.pool.schedule import Schedule, Task, make_schedule
+from expertmix.agents.pool.schedule import make_schedule
+from expertmix.agents.pool.tasks import Schedule, Task
 
 Cost = tuple[float, int, float]
 Lane = tuple[int, int]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,9 @@ def test_a_forecast_is_compared_with_what_happened() -> None:
 
 async def test_an_announced_plan_is_kept_and_gives_the_order() -> None:
     engines = {alias: (lambda: ScriptedEngine("e", {"*": "x"})) for alias in "abc"}
-    async with Pool.from_engines(engines) as pool:
+    async with Pool.from_engines(engines, patience=math.inf) as pool:
         assert sorted(pool.announce({"a": 1, "b": 2, "c": 0})) == ["a", "b"]
         assert pool.plans[0].calls == 3
+    async with Pool.from_engines(engines) as online:
+        assert sorted(online.announce({"a": 1, "b": 2, "c": 0})) == ["a", "b"]
+        assert not online.plans

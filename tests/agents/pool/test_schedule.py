@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expertmix.agents.pool.devices import Device
-from expertmix.agents.pool.schedule import Placement, Schedule, Task, make_schedule
+from expertmix.agents.pool.schedule import make_schedule
+from expertmix.agents.pool.tasks import Placement, Schedule, Task
 from expertmix.retrieval import InputError
 
 ROUNDING = 1e-6

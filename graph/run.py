@@ -28,7 +28,8 @@ class RunFolder:
 
     def __init__(self, path: str | Path, *, store: AnswerStore | None = None) -> None:
         self.path = Path(path)
-        self.store = store or AnswerStore(self.path / "replies.sqlite")
+        # An empty store is falsy: it has a length.
+        self.store = AnswerStore(self.path / "replies.sqlite") if store is None else store
 
     @property
     def answers(self) -> Path:
@@ -130,6 +131,8 @@ class RunFolder:
         lines = (json.dumps(solution.row) for solution in ordered)
         with _told_of_disk(self.path):
             _write(self.answers, "".join(f"{line}\n" for line in lines))
+        if not (self.path / "ledger.json").exists():  # killed between the last answers and their costs
+            self.write_ledger(Ledger())
         return Result(ordered, _read_object(self.path / "ledger.json"))
 
 

@@ -164,6 +164,7 @@ def make_plan(
     forecast: Forecast | None = None,
     *,
     last: Collection[str] = (),
+    least_gain: float = 0.0,
 ) -> LoadPlan:
     """Plan one load per distinct weights, and more only where sharing their work pays.
 
@@ -173,6 +174,7 @@ def make_plan(
         forecast: What is known beforehand. With devices, the groups are placed on them.
         last: Aliases that are asked again after the others (the aggregator): their weights are
             loaded last, so that they are still there when their second turn comes.
+        least_gain: Seconds that a better plan must be able to save before OR-tools is asked for it.
 
     Raises:
         InputError: an unknown alias, or weights that fit no device.
@@ -182,7 +184,9 @@ def make_plan(
     groups = group_experts(catalog, used)
     groups.sort(key=lambda group: not set(last).isdisjoint(group.aliases))
     tasks = [_make_task(group, used, known, last) for group in groups if group.key in known.needs]
-    schedule = make_schedule(tasks, known.devices) if tasks and known.devices else None
+    schedule = None
+    if tasks and known.devices:
+        schedule = make_schedule(tasks, known.devices, least_gain=least_gain)
     placements: dict[str, list[Placement]] = {}
     for placement in schedule.placements if schedule is not None else ():
         placements.setdefault(placement.key, []).append(placement)

@@ -47,6 +47,8 @@ from .workshop import Workshop
 __all__ = ["Pool"]
 
 T = TypeVar("T")
+PLANNING_SECONDS = 5.0
+"""What asking OR-tools for a better plan may cost, its import included."""
 NEVER_DONE = 1 << 40
 """Calls that are announced for weights which will be wanted again, nobody knows how often."""
 
@@ -196,6 +198,7 @@ class Pool:
         last: Collection[str] = (),
         tokens_per_call: Mapping[str, float] | None = None,
         seconds_per_call: Mapping[str, float] | None = None,
+        least_gain: float = 0.0,
     ) -> LoadPlan:
         """What these calls would load, where and in which order; nothing is loaded. See `make_plan`.
 
@@ -212,7 +215,7 @@ class Pool:
             devices=tuple(self._host.devices) if whole else (),
             startup_seconds=self._workshop.predict_startup() if whole else 0.0,
         )
-        return make_plan(self.catalog, calls, forecast, last=last)
+        return make_plan(self.catalog, calls, forecast, last=last, least_gain=least_gain)
 
     def announce(
         self,
@@ -240,6 +243,8 @@ class Pool:
                     last=last,
                     tokens_per_call=tokens_per_call,
                     seconds_per_call=seconds_per_call,
+                    # While it is planned nothing runs, and without a profile the times are guessed.
+                    least_gain=PLANNING_SECONDS if seconds_per_call else math.inf,
                 )
                 break
             except InputError:
@@ -297,9 +302,12 @@ class Pool:
         Blocks: packaged weights are converted and hub weights fetched if that was never done.
 
         Raises:
-            InputError: an expert's weights, adapter, recordings or script are not there.
+            InputError: an expert's weights, adapter, recordings or script are not there, or a device.
         """
-        for alias in self.catalog if aliases is None else aliases:
+        chosen = list(self.catalog if aliases is None else aliases)
+        if any(self._groups[self.catalog[alias].alias].local for alias in chosen):
+            _ = self._host.devices
+        for alias in chosen:
             try:
                 self._host.prepare(self._groups[self.catalog[alias].alias])
             except InputError as error:

@@ -18,7 +18,11 @@ MILLISECOND = 1e-3
 
 
 def make_schedule(
-    tasks: Iterable[Task], devices: Sequence[Device], *, exact_up_to: int = EXACT_UP_TO
+    tasks: Iterable[Task],
+    devices: Sequence[Device],
+    *,
+    exact_up_to: int = EXACT_UP_TO,
+    least_gain: float = 0.0,
 ) -> Schedule:
     """Place tasks in the lanes of devices so that the last one ends as early as possible.
 
@@ -38,6 +42,7 @@ def make_schedule(
         tasks: In any order, with different keys.
         devices: At least one.
         exact_up_to: The most tasks for which OR-tools is asked; 0 for never.
+        least_gain: Seconds that it must be able to save, as far as the lower bound tells.
 
     Raises:
         InputError: a task fits no device.
@@ -47,8 +52,9 @@ def make_schedule(
     _check_memory(known, devices)
     bound = bound_makespan(known, devices)
     plan = search_plan(known, devices, bound)
-    proven = measure_plan(plan)[0] <= bound + MILLISECOND  # nothing can cost less than the bound
-    if not proven and len(known) <= exact_up_to:
+    gap = measure_plan(plan)[0] - bound  # nothing can cost less than the bound
+    proven = gap <= MILLISECOND
+    if not proven and gap >= least_gain and len(known) <= exact_up_to:
         solution = solve_exactly(known, devices, at_most=measure_plan(plan)[0], bound=bound)
         if solution is not None:
             plan = min(follow_solution(solution, known, devices), plan, key=measure_plan)

@@ -184,3 +184,57 @@ def test_bad_settings_are_one_sentence_on_the_command_line(place: Path) -> None:
     assert done.stderr.startswith("error: an adaptive panel needs a profile: make one")
     assert done.stderr.strip().count("\n") == 0
     assert not (place / "runs").exists()
+
+
+def run_cli(*words: str) -> Any:
+    outcome = CliRunner().invoke(app, list(words))
+    assert outcome.exit_code == 0, outcome.output
+    return outcome
+
+
+def write_questions() -> None:
+    lines = (json.dumps(question.to_json()) for question in QUESTIONS)
+    Path("q.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+
+def test_runs_that_share_a_store_ask_nothing_twice(place: Path) -> None:
+    write_questions()
+    for run, calls in (("one", 20), ("two", 0)):
+        words = ("--pool", "pool.yaml", "--out", run, "-k", "2", "--store", "shared.sqlite")
+        run_cli("solve", "q.jsonl", *words)
+        assert json.loads(Path(run, "ledger.json").read_text())["calls"] == calls
+    assert Path("one/answers.jsonl").read_text() == Path("two/answers.jsonl").read_text()
+
+
+def test_without_a_store_nothing_but_the_answers_is_kept(place: Path) -> None:
+    write_questions()
+    run_cli("solve", "q.jsonl", "--pool", "pool.yaml", "--out", "run", "--store", "off")
+    assert not list(Path("run").glob("replies*"))
+
+
+def test_a_run_tells_what_was_planned_and_draws_what_ran(place: Path) -> None:
+    write_questions()
+    pool = json.loads(Path("pool.yaml").read_text())
+    for row in pool["experts"]:
+        row |= {"memory_gib": 1, "load_seconds": 0.05, "latency": 0.05}
+    Path("pool.yaml").write_text(json.dumps({**pool, "memory_gib": 2}))
+    run_cli("solve", "q.jsonl", "--pool", "pool.yaml", "--out", "run", "--metrics", "run.prom")
+    forecast = {f["figure"]: f for f in json.loads(Path("run/ledger.json").read_text())["forecast"]}
+    assert forecast["loads"]["planned"] == forecast["loads"]["real"] == 5
+    assert "<svg" in Path("run/timeline.svg").read_text()
+    assert 'expertmix_loads_total{device="cpu"' in Path("run.prom").read_text()
+    outcome = run_cli("timeline", "run", "--picture", "run.html")
+    assert "idle" in outcome.output
+    assert Path("run.html").read_text().lower().startswith("<!doctype html>")
+    run_cli("plan", "q.jsonl", "--pool", "pool.yaml", "--picture", "plan.svg")
+    assert "<svg" in Path("plan.svg").read_text()
+
+
+def test_a_device_that_is_not_there_ends_a_run_before_it_begins(place: Path) -> None:
+    write_questions()
+    pool = json.loads(Path("pool.yaml").read_text())
+    pool["experts"][0]["memory_gib"] = 1
+    Path("pool.yaml").write_text(json.dumps({**pool, "devices": [{"name": "cuda:7"}]}))
+    with pytest.raises(InputError, match='no device "cuda:7" here'):
+        solve_into(Path("run"), QUESTIONS, Catalog.load("pool.yaml"), PanelSettings(k=2), print)
+    assert not Path("run").exists()

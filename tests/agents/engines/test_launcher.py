@@ -73,7 +73,15 @@ async def test_a_failed_load_is_one_sentence_and_its_traceback_stays_in_the_log(
     launched = await launcher.launch("a")
     launched.connection.setblocking(True)
     config = {"model": str(tmp_path), "adapters": {"law": str(tmp_path / "none")}}
-    settings = ("dtype", "revision", "context_length", "kv_cache_bytes", "max_batch")
+    settings = (
+        "dtype",
+        "revision",
+        "context_length",
+        "kv_cache_bytes",
+        "max_batch",
+        "gpu",
+        "sleeps",
+    )
     config |= dict.fromkeys((*settings, "gpu_memory_utilization", "chat_template"))
     launched.connection.sendall(pack({"op": "load", "config": config}))
 

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -43,18 +44,7 @@ pytestmark = [
 ]
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
-TOPICS = (
-    "France",
-    "water",
-    "12 + 30",
-    "the moon",
-    "bread",
-    "7 x 8",
-    "Rome",
-    "a dog",
-    "snow",
-    "tea",
-)
+TOPICS = ("France", "water", "12 + 30", "the moon", "bread", "7 x 8", "Rome", "snow")
 BOTH = ("smol", "sums")
 
 
@@ -67,7 +57,7 @@ def pool_file(**settings: Any) -> dict[str, Any]:
             "dtype": "float32",
             "context": 512,
             "kv_cache_mib": 64,
-            "sampling": {"max_tokens": 24},
+            "sampling": {"max_tokens": 16},
         }
         for alias in BOTH
     ]
@@ -77,12 +67,12 @@ def pool_file(**settings: Any) -> dict[str, Any]:
 
 
 def ask() -> list[Request]:
-    """Questions whose answers take from 4 to 58 tokens, so that some are finished early."""
+    """Questions whose answers take from 3 to 24 tokens, so that some are finished early."""
     return [
         Request(
             id=f"{at}",
             messages=({"role": "user", "content": f"Tell me about {topic}."},),
-            sampling=Sampling(max_tokens=4 + 6 * at),
+            sampling=Sampling(max_tokens=3 + 3 * at),
         )
         for at, topic in enumerate(TOPICS)
     ]
@@ -206,12 +196,10 @@ async def test_a_process_that_is_killed_or_hangs_in_a_batch_costs_no_text_and_no
 
     assert await house.texts(alias, strike) == truth[alias]
     assert sorted(seen) == sorted(request.id for request in ask()), "each is answered once"
-    assert len(struck.asked) == len(TOPICS)
+    again = house.engine.asked
     assert house.engine is not struck
-    assert set(house.engine.asked).isdisjoint(seen[:3])
-    assert sorted([*seen[: len(TOPICS) - len(house.engine.asked)], *house.engine.asked]) == sorted(
-        request.id for request in ask()
-    ), "only what was unfinished was asked again"
+    assert (len(struck.asked), len(again) < len(TOPICS) - 2) == (len(TOPICS), True)
+    assert set(again).isdisjoint(seen[: -len(again)]), "only what was unfinished was asked again"
     assert house.ways(before) == ["fresh"]
     died = [event.message for event in house.events if event.kind == "died"]
     words = "signal 9" if number == signal.SIGKILL else "no sign of life"
@@ -261,7 +249,7 @@ async def test_a_run_that_was_killed_leaves_no_process_and_goes_on_to_the_same_a
         Question(id=f"q{at}", text=f"Tell me about {topic}.") for at, topic in enumerate(TOPICS)
     ]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(q.to_json()) + "\n" for q in questions))
-    (tmp_path / "adapters").symlink_to(EXAMPLES / "adapters")
+    shutil.copytree(EXAMPLES / "adapters/arithmetic", tmp_path / "adapters/arithmetic")
     (tmp_path / "pool.yaml").write_text(json.dumps(pool_file()))
     rows = await run_batch(questions, make_resources(house.pool))
     command = [sys.executable, "-m", "expertmix.apps.cli", "solve", "q.jsonl", "--out", "run"]

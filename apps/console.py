@@ -16,6 +16,7 @@ from rich.console import Console
 from ..agents import PoolEvent
 from ..agents.pool.metrics import PoolMetrics
 from ..graph import Result
+from ..retrieval import InputError
 from .interruption import Terminated
 from .progress import PoolProgress
 from .tables import clean_text
@@ -85,6 +86,7 @@ def measuring(path: Path | None) -> Generator[Callable[[PoolEvent], None]]:
         yield lambda _: None
         return
     metrics, written = PoolMetrics(), time.monotonic()
+    metrics.write(path)  # a path that cannot be written is told before anything runs
 
     def count(event: PoolEvent) -> None:
         nonlocal written
@@ -96,7 +98,10 @@ def measuring(path: Path | None) -> Generator[Callable[[PoolEvent], None]]:
     try:
         yield count
     finally:
-        metrics.write(path)
+        try:
+            metrics.write(path)
+        except InputError as error:  # the run's own end is more important
+            open_stderr().print(f"[yellow]metrics:[/yellow] {clean_text(str(error))}")
 
 
 def show(*parts: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Literal
 
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
@@ -81,7 +81,9 @@ async def recruit_experts(state: PanelState, runtime: Runtime[Resources]) -> Rec
     return {"recruits": recruits, "round": 1}
 
 
-def ask_recruits(state: PanelState, runtime: Runtime[Resources]) -> list[Send] | str:
+async def ask_recruits(
+    state: PanelState, runtime: Runtime[Resources]
+) -> list[Send] | Literal["aggregate"]:
     """One `Send` per expert with all of its questions: this is what loads each model once.
 
     Experts go in the plan's order, so that those who share weights stand together and the
@@ -102,7 +104,8 @@ def ask_recruits(state: PanelState, runtime: Runtime[Resources]) -> list[Send] |
                 batch["draws"][qid] = chosen["draws"]
     if not batches:
         return "aggregate"
-    return [Send("reason", batches[alias]) for alias in announce(context, batches)]
+    order = await asyncio.to_thread(announce, context, batches)
+    return [Send("reason", batches[alias]) for alias in order]
 
 
 def go_on(state: ExpertBatch, runtime: Runtime[Resources]) -> str:

@@ -131,7 +131,9 @@ class RunFolder:
         lines = (json.dumps(solution.row) for solution in ordered)
         with _told_of_disk(self.path):
             _write(self.answers, "".join(f"{line}\n" for line in lines))
-        if not (self.path / "ledger.json").exists():  # killed between the last answers and their costs
+        if not (
+            self.path / "ledger.json"
+        ).exists():  # killed between the last answers and their costs
             self.write_ledger(Ledger())
         return Result(ordered, _read_object(self.path / "ledger.json"))
 

@@ -198,7 +198,10 @@ def build_engine(
                     f'Pool(catalog, engines={{"{spec.alias}": engine}})'
                 )
             engine = given[spec.alias]
-            return engine if isinstance(engine, Engine) else engine()
+            # A class has the attributes of an engine, too.
+            return (
+                engine() if isinstance(engine, type) or not isinstance(engine, Engine) else engine
+            )
 
 
 def _local_specs(group: Group) -> Iterable[VllmExpert | TransformersExpert]:

@@ -59,6 +59,10 @@ class Reports(Protocol):
         """An engine has ended."""
         ...
 
+    def swap_failed(self, resident: Resident) -> None:
+        """A swap in place went wrong; its engine has gone."""
+        ...
+
     def slept(self, resident: Resident) -> None:
         """An engine sleeps."""
         ...
@@ -137,6 +141,8 @@ class Deeds:
                 self._post(lambda now: self._loop.came_down(resident, failure, now))
             else:  # the short cut failed, and its engine with it; a new one may do
                 self._announcer.tell_of(resident.group, "warning", message=failure.message)
+                if way == "reload":
+                    self._post(lambda _: self._loop.swap_failed(resident))
                 self._post(lambda now: self._loop.gone(resident, failure, now))
             return
         self._post(lambda now: self._loop.came_up(resident, engine, load, way, now))

@@ -12,7 +12,7 @@ import psutil
 from ...retrieval import InputError
 from .catalog import Catalog
 
-__all__ = ["CPU", "Device", "find_devices", "on_cuda"]
+__all__ = ["CPU", "FREE_MEMORY_SHARE", "Device", "find_devices", "on_cuda", "read_gpus"]
 
 CPU = "cpu"
 FREE_MEMORY_SHARE = 0.9  # the rest is for the operating system and for estimates that fall short
@@ -70,7 +70,8 @@ def find_devices(catalog: Catalog) -> tuple[Device, ...]:
 
 def on_cuda() -> bool:
     """Whether vLLM will run on a GPU, told without importing torch."""
-    return os.path.exists("/dev/nvidiactl") and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1")
+    return os.path.exists("/dev/nvidiactl") and not hidden
 
 
 def _usual_lanes(name: str) -> int:
@@ -95,16 +96,36 @@ def _free_memory(name: str) -> int:
 
 def _gpu_memory() -> Sequence[int]:
     """Total bytes of each visible GPU, as the driver's own tool tells them."""
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits"]
     try:
         told = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
-        total = [int(line) << 20 for line in told.split("\n") if line.strip()]
+        return read_gpus(told, os.environ.get("CUDA_VISIBLE_DEVICES"))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise InputError(
             f"nvidia-smi does not tell the GPUs' memory ({error}); name devices in the pool file"
         ) from None
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def read_gpus(told: str, visible: str | None) -> list[int]:
+    """Bytes of each GPU that CUDA_VISIBLE_DEVICES shows, in its order: by index, or by the start of a uuid.
+
+    Args:
+        told: Lines of uuid and MiB.
+        visible: The variable; None shows all. As in CUDA, the first name that fits nothing ends the list.
+
+    Raises:
+        ValueError: lines of another form.
+    """
+    rows = [line.split(",") for line in told.split("\n") if line.strip()]
+    gpus = [(uuid.strip(), int(size) << 20) for uuid, size in rows]
     if visible is None:
-        return total
-    chosen = [int(index) for index in visible.split(",") if index.strip().isdigit()]
-    return [total[index] for index in chosen if index < len(total)] or total
+        return [size for _, size in gpus]
+    found: list[int] = []
+    for name in (part.strip() for part in visible.split(",")):
+        fitting = [size for uuid, size in gpus if name and uuid.startswith(name)]
+        if name.isdigit() and int(name) < len(gpus):
+            fitting = [gpus[int(name)][1]]
+        if len(fitting) != 1:
+            break
+        found += fitting
+    return found

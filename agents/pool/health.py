@@ -20,6 +20,7 @@ class Health:
     def __init__(self) -> None:
         self._broken: dict[str, tuple[Failure, float]] = {}
         self._deaths: dict[str, int] = {}
+        self._died_at: dict[str, float] = {}
 
     def why_broken(self, key: str, now: float) -> Failure | None:
         """Why a group is not to be asked now; None if it may be."""
@@ -30,8 +31,15 @@ class Health:
         """A model that answers is well."""
         self._deaths.pop(key, None)
 
-    def note_death(self, key: str, failure: Failure, now: float) -> int | None:
-        """One more death; the number of them if that was one too many, else None."""
+    def note_death(self, key: str, failure: Failure, now: float, *, born: float) -> int | None:
+        """One more death; the number of them if that was one too many, else None.
+
+        Engines that were there already when another of the group died (replicas on a node that is lost)
+        die of the same cause: they count once.
+        """
+        if born < self._died_at.get(key, -math.inf):
+            return None
+        self._died_at[key] = now
         deaths = self._deaths[key] = self._deaths.get(key, 0) + 1
         if deaths < MOST_DEATHS:
             return None

@@ -27,6 +27,8 @@ class Job:
     on_reply: Callable[[Reply], None] | None = None
     on_chunk: Callable[[Chunk], None] | None = None
     """If given, the only request is streamed."""
+    on_settled: Callable[[], None] | None = None
+    """Called once for each request that has its reply."""
     number: int = 0
     """In the order of arrival."""
     arrived: float = 0.0
@@ -74,12 +76,21 @@ class Job:
         if reply.request_id in self.replies or self.done.done():
             return
         self.replies[reply.request_id] = reply
+        try:
+            self._tell(reply)
+        except Exception as error:  # whoever asked cannot take it: no fault of the engine's
+            self.fail(error)
+            return
+        if not self.open_requests:
+            self.done.set_result([self.replies[request.id] for request in self.requests])
+
+    def _tell(self, reply: Reply) -> None:
+        if self.on_settled is not None:
+            self.on_settled()
         if self.on_chunk is not None and reply.failure is not None:
             self.on_chunk(Chunk(reply=reply))
         elif self.on_reply is not None:
             self.on_reply(reply)
-        if not self.open_requests:
-            self.done.set_result([self.replies[request.id] for request in self.requests])
 
     def refuse(self, failure: Failure) -> None:
         """Answer everything that no engine works on by why it cannot be done."""

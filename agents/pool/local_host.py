@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -42,6 +43,7 @@ class LocalHost:
         self._catalog = catalog
         self._given = given
         self._devices = tuple(devices)
+        self._lock = threading.Lock()  # plans are made in one thread while the loop runs in another
         self._prepared: dict[str, Prepared] = {}
         self._launcher: Launcher | None = None
         self._endpoints = Endpoints(catalog)
@@ -53,9 +55,10 @@ class LocalHost:
         Raises:
             InputError: a device that the pool file names is not there.
         """
-        if not self._devices:
-            self._devices = find_devices(self._catalog)
-        return self._devices
+        with self._lock:
+            if not self._devices:
+                self._devices = find_devices(self._catalog)
+            return self._devices
 
     def prepare(self, group: Group) -> Prepared:
         """Find a group's weights, once.
@@ -63,11 +66,15 @@ class LocalHost:
         Raises:
             InputError: as `assembly.prepare`.
         """
+        with self._lock:
+            return self._prepare(group)
+
+    def _prepare(self, group: Group) -> Prepared:
         if group.key not in self._prepared:
             prepared = prepare(group, self._catalog)
             engine = (self._given or {}).get(group.aliases[0])
             if engine is not None:  # all that we can know of a given engine is what it is called
-                kind = type(engine) if isinstance(engine, Engine) else engine
+                kind = engine if callable(engine) else type(engine)
                 called = f"{getattr(kind, '__qualname__', '')}:{getattr(engine, 'name', '')}"
                 prepared = replace(prepared, identity=f"{prepared.identity}:{called}")
             self._prepared[group.key] = prepared

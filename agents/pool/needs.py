@@ -12,7 +12,7 @@ from .residents import Need
 from .specs import OpenAIExpert, VllmExpert
 from .workshop import Workshop
 
-__all__ = ["find_need", "tell_lack"]
+__all__ = ["count_held", "find_need", "tell_lack"]
 
 GIB = 2**30
 
@@ -33,11 +33,22 @@ def find_need(group: Group, host: Host, workshop: Workshop) -> Need:
     devices = tuple(host.devices)
     return Need(
         memory_bytes=_memory(prepared, devices, 0 if measured is None else measured.memory_bytes),
+        is_stated=_is_stated(group),
         family=prepared.family,
         is_probed=prepared.measured_as is None or bool(measured and measured.probe),
         devices=devices,
         load_seconds=0.0 if measured is None else measured.seconds,
     )
+
+
+def count_held(need: Need, device: Device, measured: int) -> int:
+    """Bytes that a loaded engine takes of its device's budget.
+
+    An engine reports its process's main memory, which says nothing about a GPU's.
+    """
+    if need.is_stated or device.gpu is not None:
+        return need.memory_bytes
+    return max(need.memory_bytes, min(measured, device.memory_bytes))
 
 
 def tell_lack(group: Group, need: Need, host: Host | None = None) -> Failure | None:
@@ -64,4 +75,12 @@ def _memory(prepared: Prepared, devices: tuple[Device, ...], measured: int) -> i
         share = spec.gpu_memory_utilization or 1.0
         whole = round(min(device.memory_bytes for device in gpus) * share)
         return max(whole, prepared.memory_bytes)
-    return max(prepared.memory_bytes, measured)
+    if gpus or _is_stated(prepared.group):
+        return prepared.memory_bytes
+    # What runs here already must not be refused for a budget between estimate and measurement.
+    largest = max((device.memory_bytes for device in devices), default=0)
+    return max(prepared.memory_bytes, min(measured, largest))
+
+
+def _is_stated(group: Group) -> bool:
+    return any(getattr(spec, "memory_gib", None) is not None for spec in group.specs)

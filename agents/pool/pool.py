@@ -9,6 +9,7 @@ What is asked of the same weights runs as one continuous batch; which weights ar
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import math
 import threading
@@ -143,7 +144,8 @@ class Pool:
 
         def deliver(reply: Reply) -> None:
             if on_reply is not None:
-                caller.call_soon_threadsafe(on_reply, reply)
+                with contextlib.suppress(RuntimeError):  # its loop was closed: nobody listens
+                    caller.call_soon_threadsafe(on_reply, reply)
 
         return await self._in_loop(self._serve(spec.alias, asked, stage, deliver))
 
@@ -152,11 +154,12 @@ class Pool:
         group = self._groups[self.catalog[alias].alias]
         asked = self._dress(request, alias)
         caller = asyncio.get_running_loop()
-        chunks: asyncio.Queue[Chunk] = asyncio.Queue()
+        chunks: asyncio.Queue[Chunk | None] = asyncio.Queue()
 
         async def pump() -> None:
             def put(chunk: Chunk) -> None:
-                caller.call_soon_threadsafe(chunks.put_nowait, chunk)
+                with contextlib.suppress(RuntimeError):  # its loop was closed: nobody listens
+                    caller.call_soon_threadsafe(chunks.put_nowait, chunk)
 
             job = Job(group=group, requests=[asked], on_chunk=put)
             try:
@@ -166,12 +169,11 @@ class Pool:
                 self.ledger.account(alias, "stream").seconds += job.seconds
 
         task = asyncio.ensure_future(self._in_loop(pump()))
-        task.add_done_callback(lambda _: chunks.put_nowait(Chunk()))
+        task.add_done_callback(lambda _: chunks.put_nowait(None))
         try:
-            while True:
-                chunk = await chunks.get()
+            while (chunk := await chunks.get()) is not None:
                 yield chunk
-                if chunk.reply is not None or task.done():
+                if chunk.reply is not None:
                     break
             await task
         finally:
@@ -184,7 +186,12 @@ class Pool:
             What ends it.
         """
         self._watchers.append(watcher)
-        return lambda: self._watchers.remove(watcher)
+
+        def end() -> None:
+            with contextlib.suppress(ValueError):
+                self._watchers.remove(watcher)
+
+        return end
 
     async def drain(self, seconds: float = 5.0) -> None:
         """Begin nothing further, and let engines finish what they work on for so long: before an orderly end."""
@@ -473,8 +480,14 @@ class Pool:
     def _tell(self, event: PoolEvent) -> None:
         at = 0.0 if self._loop is None else self._loop.time() - self._opened_at
         event = dataclasses.replace(event, at=at)
-        for watcher in self._watchers:
-            watcher(event)
+        for watcher in tuple(self._watchers):  # another thread may take one out
+            try:
+                watcher(event)
+            except Exception as error:  # who cannot watch must not cost an answer
+                with contextlib.suppress(ValueError):
+                    self._watchers.remove(watcher)
+                what = f"{type(error).__name__}: {error}"
+                self._warn("a watcher", f"{what}; it hears of nothing further")
 
     async def _in_loop(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` in the pool's loop from whichever loop we are in; cancelling reaches it."""

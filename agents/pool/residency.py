@@ -3,7 +3,7 @@
 Whatever happens (a job arrives, an engine is ready, answers, dies, is gone) is a message; one task takes the
 messages one after the other, changes the state, asks `Turns` what is to be done now, and starts doing it.
 Nothing else touches the state, so nothing is locked. A model is absent, loading, ready, asleep or leaving
-(`residents.py`), drains while it has to give way (`turns.py`), and has failed while `_broken` says why.
+(`residents.py`), drains while it has to give way (`turns.py`), and has failed while `health.py` says why.
 
 Engines that need no memory here (addresses, recordings) have no turns: they are started once and asked at once.
 """
@@ -27,7 +27,7 @@ from .health import Health
 from .host import Host
 from .jobs import CLOSED, Job
 from .ledger import LoadRecord
-from .needs import find_need, tell_lack
+from .needs import count_held, find_need, tell_lack
 from .plain_engines import PlainEngines, failure_of
 from .queues import IN_FLIGHT, SLICE
 from .residents import Need, Resident, Slice
@@ -109,7 +109,15 @@ class Residency:
             self._open.discard(job)
 
     async def _take_turns(self, job: Job) -> list[Reply]:
-        await self._gate.enter(len(job.requests))
+        inside = len(job.requests)
+        await self._gate.enter(inside)
+
+        def leave_one() -> None:
+            nonlocal inside
+            inside -= 1
+            self._gate.leave(1)
+
+        job.on_settled = leave_one
         try:
             if not job.done.done():  # not closed while it waited
                 await self._hand_in(job)
@@ -118,7 +126,8 @@ class Residency:
             self._post(lambda _: self._withdraw(job))
             raise
         finally:
-            self._gate.leave(len(job.requests))
+            job.on_settled = None
+            self._gate.leave(inside)
 
     async def _hand_in(self, job: Job) -> None:
         try:
@@ -342,7 +351,7 @@ class Residency:
         resident.is_dead = True
         key = resident.group.key
         self._announcer.tell("died", resident, message=failure.message)
-        deaths = self._health.note_death(key, failure, now)
+        deaths = self._health.note_death(key, failure, now, born=resident.born_at)
         if deaths is not None:
             told = f"{failure.message} ({deaths} times in a row)"
             self._announcer.tell("failed", resident, message=told)
@@ -363,8 +372,10 @@ class Residency:
         resident.engine, resident.state = engine, "ready"
         resident.can_sleep = isinstance(engine, Sleeper) and engine.can_sleep
         resident.family = need.family
-        resident.memory_bytes = max(need.memory_bytes, load.memory_bytes)
-        resident.turn_at = resident.used_at = resident.told_at = now
+        held = count_held(need, resident.device, load.memory_bytes)
+        # A process that was swapped may still hold what its former weights needed.
+        resident.memory_bytes = held if way == "fresh" else max(resident.memory_bytes, held)
+        resident.born_at = resident.turn_at = resident.used_at = resident.told_at = now
         resident.answered = 0
         self._announcer.tell(
             "ready", resident, seconds=load.seconds, way=way, previous=resident.previous
@@ -409,6 +420,10 @@ class Residency:
         for slice_ in list(resident.slices):
             self._abandon(resident, slice_, failure, now)
         self._announcer.tell("unloaded", resident)
+
+    def swap_failed(self, resident: Resident) -> None:
+        """A swap in place went wrong: that family is loaded afresh from now on."""
+        self._turns.unswappable.add(self._turns.needs[resident.group.key].family)
 
     def slept(self, resident: Resident) -> None:
         """An engine sleeps."""

@@ -29,6 +29,8 @@ class Need:
     """Whether a fresh load has shown how these weights answer, so that a swap can be checked."""
     devices: tuple[Device, ...] = ()
     """Where it may go; the ones of the host, or the address that serves one model at a time."""
+    is_stated: bool = False
+    """Whether somebody said how much memory it takes: then nothing that is measured counts."""
     load_seconds: float = 0.0
     """What loading took the last time; 0 if nobody knows."""
 
@@ -61,6 +63,8 @@ class Resident:
     engine: Engine | None = None
     can_sleep: bool = False
     slices: list[Slice] = field(default_factory=list[Slice])
+    born_at: float = 0.0
+    """When it got its weights."""
     turn_at: float = 0.0
     """Since when it has had the weights, or has been at work without a pause."""
     used_at: float = 0.0

@@ -35,6 +35,8 @@ from .rooms import Rooms
 
 __all__ = ["TurnSettings", "Turns"]
 
+MOST_ASLEEP = 8
+"""Engines that sleep at a time: each keeps a process, and may keep its weights in main memory."""
 LEAST_ANSWERS = 8
 """Before so many answers nobody knows how fast an engine is."""
 SWAP_SECONDS = 1.0
@@ -73,6 +75,8 @@ class Turns:
         """Requests that one engine of a group answers in a second, as measured."""
         self.solitary: set[str] = set()
         """Groups of which a replica failed: they get no other."""
+        self.unswappable: set[str | None] = set()
+        """Families of which a swap in place went wrong: they are loaded afresh from now on."""
         self._rank: Mapping[str, int] = {}
         self._preferred: Mapping[str, str] = {}
         self._yielding: set[int] = set()
@@ -178,9 +182,16 @@ class Turns:
         if action is not None:
             return [action]
         cleared = self._clear(group, devices)
-        if cleared is None and not any(self._rooms.on(device) for device in devices):
+        if cleared is None and self._is_hopeless(devices):
             return [Refuse(group)]
         return cleared
+
+    def _is_hopeless(self, devices: Sequence[Device]) -> bool:
+        """Whether nothing of ours is in the way that would ever go by itself: others take the memory."""
+        return all(
+            len(self._idle(device)) == len(self._rooms.on(device)) and self._rooms.has_lane(device)
+            for device in devices
+        )
 
     def _goes_on(self, resident: Resident, now: float) -> bool:
         """Whether it has answered all it had just now, in the middle of its turn, and its lane is free still."""
@@ -204,6 +215,7 @@ class Turns:
             sleeper = next((r for r in self.of(group.key, "asleep") if r.device == device), None)
             if sleeper is not None and fits:
                 sleeper.state, sleeper.memory_bytes = "loading", need.memory_bytes
+                sleeper.previous = self._rooms.name_departed(device)
                 return Wake(sleeper)
             place = self._find_place(device, need, crowded=not fits)
             if place is not None:
@@ -225,6 +237,8 @@ class Turns:
         again is worth more than the seconds that a start takes.
         """
         if not (self.settings.swap_in_place and need.family is not None and need.is_probed):
+            return None
+        if need.family in self.unswappable:
             return None
         places = [
             resident
@@ -284,7 +298,15 @@ class Turns:
     def _dismiss(self, resident: Resident) -> Action:
         resident.state = "leaving"
         self._rooms.note_departed(resident)
-        return Rest(resident) if self.settings.sleep and resident.can_sleep else End(resident)
+        return Rest(resident) if self._may_rest(resident) else End(resident)
+
+    def _may_rest(self, resident: Resident) -> bool:
+        """Whether it is worth a process that sleeps: it may be wanted again, and there are not too many."""
+        if not (self.settings.sleep and resident.can_sleep):
+            return False
+        is_done = bool(self.expected) and self.expected[resident.group.key] <= 0
+        asleep = sum(r.state == "asleep" for r in self.residents.values())
+        return not is_done and asleep < MOST_ASLEEP
 
     def _ask_to_yield(self, group: Group, now: float) -> tuple[Device, int]:
         """Choose the engines that must finish for a group that has waited too long.

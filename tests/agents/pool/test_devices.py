@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from expertmix.agents import Catalog
-from expertmix.agents.pool.devices import Device, find_devices, on_cuda
+from expertmix.agents.pool.devices import Device, find_devices, on_cuda, read_gpus
 from expertmix.retrieval import InputError
 
 pytestmark = pytest.mark.skipif(on_cuda(), reason="speaks of a machine without a GPU")
@@ -49,3 +49,23 @@ def test_a_gpu_that_is_not_there_is_one_sentence() -> None:
 
 def test_a_gpu_is_told_by_its_index_on_any_node() -> None:
     assert Device(name="node-2/cuda:3", memory_bytes=1).gpu == 3
+
+
+TOLD = "GPU-aa11, 81559\nGPU-bb22, 81559\nGPU-cc33, 24576\n"
+
+
+@pytest.mark.parametrize(
+    ("visible", "gigabytes"),
+    [
+        (None, [81559, 81559, 24576]),
+        ("2,0", [24576, 81559]),
+        ("GPU-cc33", [24576]),
+        ("GPU-cc", [24576]),
+        ("1,7,0", [81559]),
+        ("GPU-zz", []),
+        ("-1", []),
+        ("", []),
+    ],
+)
+def test_gpus_are_shown_as_cuda_shows_them(visible: str | None, gigabytes: list[int]) -> None:
+    assert read_gpus(TOLD, visible) == [size << 20 for size in gigabytes]

@@ -662,12 +662,45 @@ async def test_without_a_store_everything_is_asked_anew() -> None:
     assert (account.calls, account.reused) == (2, 0)
 
 
-async def test_a_defect_in_the_loop_is_told_to_whoever_asks_instead_of_hanging() -> None:
+async def test_a_watcher_that_breaks_costs_no_answer_and_hears_of_nothing_further() -> None:
+    told: list[str] = []
+    others: list[str] = []
+
     def break_on(event: PoolEvent) -> None:
+        told.append(event.kind)
         if event.kind == "loading":
             raise ArithmeticError("the watcher broke")
 
     async with make_pool(Maker("a"), Maker("b"), on_event=break_on) as pool, asyncio.timeout(5):
+        pool.watch(lambda event: others.append(event.message))
         for alias in ("a", "b"):
-            with pytest.raises(ArithmeticError, match="the watcher broke"):
-                await pool.generate(alias, ask(1))
+            assert texts(await pool.generate(alias, ask(1))) == [f"{alias} 1"]
+    assert told[-1] == "loading"
+    assert any("the watcher broke" in message for message in others)
+
+
+async def test_a_caller_that_cannot_take_its_reply_costs_the_engine_nothing(
+    tmp_path: Path,
+) -> None:
+    class Broken(AnswerStore):
+        def keep(self, identity: str, request: Request, reply: Reply) -> None:
+            raise ValueError("a defect of ours")
+
+    one = Maker("a")
+    store = Broken(tmp_path / "r.sqlite")
+    async with make_pool(one, store=store) as pool, asyncio.timeout(5):
+        with pytest.raises(ValueError, match="a defect of ours"):
+            await pool.generate("a", ask(1, 2))
+    assert len(one.made) == 1
+
+
+async def test_a_slow_reader_of_a_stream_loses_nothing() -> None:
+    async with Pool.from_engines({"a": ScriptedEngine("a", {"*": "one two three"})}) as pool:
+        pieces: list[str] = []
+        ends: list[bool] = []
+        async for chunk in pool.stream("a", ask(1)[0]):
+            await asyncio.sleep(0.05)
+            pieces.append(chunk.text)
+            ends.append(chunk.reply is not None)
+    assert "".join(pieces) == "one two three"
+    assert ends == [False, False, False, True]

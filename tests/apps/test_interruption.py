@@ -316,15 +316,13 @@ def test_the_command_line_as_it_is_started_survives_a_kill_at_any_moment(
 ) -> None:
     place = lay_out(tmp_path)
     command = [sys.executable, "-m", "expertmix.apps.cli", *SOLVE]
-    moments = [(signal.SIGKILL, 0.5), (signal.SIGTERM, 1.5), (signal.SIGINT, 2.0), (None, 0.0)]
-    for kind, seconds in moments:
+    for kind, seconds in ((signal.SIGKILL, 0.5), (signal.SIGTERM, 1.5), (signal.SIGINT, 2.0)):
         process = subprocess.Popen(
-            command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        if kind is not None:
-            time.sleep(seconds)
-            process.send_signal(kind)
-        _, told = process.communicate(timeout=60)
-        assert process.returncode in (0, -9, -15, -2, 1, 130, 143), told
-    assert process.returncode == 0
+        time.sleep(seconds)
+        process.send_signal(kind)
+        process.wait(60)
+    done = subprocess.run(command, cwd=place, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
     assert read_answers(place) == undisturbed

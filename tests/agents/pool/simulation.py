@@ -185,6 +185,7 @@ class SimHost:
         self.families = families
         self.load_seconds, self.swap_seconds, self.unload_seconds = 4.0, 0.3, 0.1
         self.batch_seconds = 1.0
+        self.in_reach = 1 << 60
         self.can_sleep = False
         self.is_measured = False
         """Whether loads are remembered, and a swap needs an earlier load to be compared with."""
@@ -221,7 +222,7 @@ class SimHost:
         return engine
 
     def memory_in_reach(self, device: Device) -> int:
-        return 1 << 60
+        return self.in_reach
 
     async def close(self) -> None:
         pass

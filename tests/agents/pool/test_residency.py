@@ -493,3 +493,29 @@ def texts(sim: Simulation, place: int) -> list[str]:
     """The texts of a job's replies, without its own number."""
     replies = sim.jobs[place][1].result()
     return [reply.text.replace(f"{place}-", "") for reply in replies]
+
+
+def test_memory_that_others_take_is_told_and_not_waited_for(simulate: Simulate) -> None:
+    sim = simulate({"a": 1, "b": 4}, [device(gib=8)])
+    sim.submit("a", 1)
+    sim.finish()  # an idle model of ours is there, and would not be enough
+    sim.host.in_reach = 2 * GIB
+    place = sim.submit("b", 3)
+    sim.finish(within=60)
+    replies = sim.jobs[place][1].result()
+    assert {r.failure.kind for r in replies if r.failure} == {"load"}
+    assert all("needs about 4.0 GiB" in r.failure.message for r in replies if r.failure)
+    sim.host.in_reach = 1 << 60
+    again = sim.submit("b", 1)
+    sim.finish(within=60)
+    assert sim.jobs[again][1].result()[0].failure is None
+
+
+def test_a_swap_that_went_wrong_is_not_tried_again(simulate: Simulate) -> None:
+    sim = simulate({"a": 4, "b": 4}, [device()], families=True)
+    sim.host.plan_fault("swap", "b", "broken")
+    for alias in "ababa":
+        sim.submit(alias, 1)
+        sim.finish()
+    assert [way for _, way in ways(sim)].count("reload") == 0
+    assert not any(reply.failure for _, task in sim.jobs for reply in task.result())

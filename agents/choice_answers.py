@@ -18,8 +18,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 
 from .statements import Statement, clause, own_part, plain, statements, tidy
 
@@ -89,30 +88,35 @@ def read_choice(text: str, options: Sequence[str]) -> str | None:
         text: A reply without its thinking.
         options: The choices, without their letters; at most 26.
     """
-    return _read(plain(tidy(text)), _prepare_options(tuple(options)))
+    return _read(plain(tidy(text)), _Options(tuple(options)))
 
 
-@dataclass(frozen=True, slots=True)
 class _Options:
-    """The options of a question with the forms in which they are compared."""
+    """The options of a question with the forms in which they are compared, made when first needed.
 
-    letters: str
-    stripped: tuple[str, ...]
-    bare: tuple[str, ...]
+    Most replies name a letter, and a panel reads each question's options several times.
+    """
 
-    @classmethod
-    def of(cls, options: Sequence[str]) -> _Options:
-        return cls(
-            letters="ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(options)],
-            stripped=tuple(option.strip() for option in options),
-            bare=tuple(_bare(option) for option in options),
-        )
+    def __init__(self, options: tuple[str, ...]) -> None:
+        self.letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(options)]
+        self._options = options
+
+    @cached_property
+    def stripped(self) -> tuple[str, ...]:
+        return tuple(option.strip() for option in self._options)
+
+    @cached_property
+    def bare(self) -> tuple[str, ...]:
+        return tuple(_bare(option) for option in self._options)
 
     def named(self, text: str) -> str | None:
         """The letter of the option whose text this is, if there is exactly one."""
-        for wanted, known in ((text.strip(), self.stripped), (_bare(text), self.bare)):
-            if wanted and known.count(wanted) == 1:
-                return self.letters[known.index(wanted)]
+        wanted = text.strip()
+        if wanted and self.stripped.count(wanted) == 1:
+            return self.letters[self.stripped.index(wanted)]
+        wanted = _bare(text)
+        if wanted and self.bare.count(wanted) == 1:
+            return self.letters[self.bare.index(wanted)]
         return None
 
     def opening(self, text: str) -> str | None:
@@ -124,12 +128,6 @@ class _Options:
             if re.search(r"[a-z]{3}", option) and words.startswith(f"{option} ")
         ]
         return max(openings)[1] if openings else None
-
-
-@lru_cache(maxsize=1 << 14)
-def _prepare_options(options: tuple[str, ...]) -> _Options:
-    """Every expert of a panel is read against the same options."""
-    return _Options.of(options)
 
 
 def _read(text: str, options: _Options) -> str | None:

@@ -11,7 +11,9 @@ __all__ = ["few_collections"]
 LARGE = 256
 """Questions; smaller batches are not worth it."""
 THRESHOLD = 50_000
-"""New containers between two collections, where Python's own default is 700."""
+"""New containers between two collections at least, where Python's own default is 700."""
+PER_QUESTION = 10
+"""And as many for each question of the batch, so that its size does not change how often that is."""
 
 
 @contextmanager
@@ -27,7 +29,7 @@ def few_collections(questions: int) -> Generator[None]:
     if questions < LARGE or not 0 < before[0] < THRESHOLD:
         yield
         return
-    gc.set_threshold(THRESHOLD, *before[1:])
+    gc.set_threshold(max(THRESHOLD, PER_QUESTION * questions), *before[1:])
     try:
         yield
     finally:

@@ -63,17 +63,13 @@ def replace_failed(context: Resources, state: PanelState) -> dict[str, list[Json
 def _find_failures(answers: Mapping[str, Json]) -> dict[str, set[str]]:
     """Question id to the experts without a single answer to it."""
     failed: dict[str, set[str]] = {}
-    answered: set[tuple[str, str]] = set()
     for expert, rows in answers.items():
-        for row in rows.values():
-            if row["error"] is None:
-                answered.add((row["question_id"], expert))
-            else:
-                failed.setdefault(row["question_id"], set()).add(expert)
-    return {
-        qid: {expert for expert in experts if (qid, expert) not in answered}
-        for qid, experts in failed.items()
-    }
+        owed = {row["question_id"] for row in rows.values() if row["error"] is not None}
+        if owed:  # most often nobody fails
+            owed -= {row["question_id"] for row in rows.values() if row["error"] is None}
+        for qid in owed:
+            failed.setdefault(qid, set()).add(expert)
+    return failed
 
 
 def _count_owed(

@@ -132,7 +132,12 @@ def cli() -> Iterator[CommandLine]:
 
 
 def lay_out(
-    place: Path, *, turns: bool = True, latency: float = 0.1, last: float | None = None
+    place: Path,
+    *,
+    turns: bool = True,
+    latency: float = 0.1,
+    last: float | None = None,
+    lanes: int = 1,
 ) -> Path:
     """A folder with questions and a pool; with turns, one model after the other is loaded.
 
@@ -147,8 +152,8 @@ def lay_out(
         seconds = latency if last is None or at < len(ALIASES) - 1 else last
         expert |= {"latency": seconds, "load_seconds": latency / 2}
         experts.append(expert | ({"memory_gib": 0.01} if turns else {}))
-    devices = [{"name": "cpu", "memory_gib": 1, "parallel": 1}]
-    pool = {"max_resident": 1, "devices": devices, "experts": experts}
+    devices = [{"name": "cpu", "memory_gib": 1, "parallel": lanes}]
+    pool = {"max_resident": lanes, "devices": devices, "experts": experts}
     (place / "pool.yaml").write_text(json.dumps(pool))
     rows = ({"id": f"q{i}", "text": f"What is {i}?", "gold": f"{i % 2}"} for i in range(NUMBER))
     (place / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -259,6 +264,15 @@ def test_sigterm_finishes_what_runs_and_ctrl_c_gives_it_up(
     lay_out(tmp_path)  # the same, faster
     assert cli.run(place).code == 0
     assert read_answers(place) == undisturbed
+
+
+def test_ctrl_c_is_heard_after_a_plan_was_computed(cli: CommandLine, tmp_path: Path) -> None:
+    # With two lanes the planner asks OR-tools, which can take the handler of SIGINT away for good.
+    place = lay_out(tmp_path, latency=0.5, lanes=2)
+    cli.start(place)
+    wait_until(lambda: count_stored(place) >= 96)
+    cli.signal(signal.SIGINT)
+    assert cli.wait() == Ending(130, f"\ninterrupted: {SENTENCE}\n")
 
 
 def test_sigterm_finishes_what_an_address_is_asked(cli: CommandLine, tmp_path: Path) -> None:

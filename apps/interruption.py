@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import threading
 from collections.abc import Coroutine
@@ -42,7 +43,8 @@ def run_interruptibly(
         ends: list[asyncio.Task[None]] = []
 
         async def end() -> None:
-            await pool.drain(grace)
+            with contextlib.suppress(RuntimeError):  # a pool that is closed has nothing to finish
+                await pool.drain(grace)
             task.cancel()
 
         def terminate() -> None:

@@ -4,7 +4,8 @@
 
 Real weights through vLLM on the CPU: three experts on two distinct models (SmolLM2-135M-Instruct, and the
 same with our arithmetic adapter merged into it), all recruited for every question, one of them merging the
-drafts. The same questions are answered three ways, each with room for one model at a time:
+drafts. The same questions are answered three ways, each with room for one model at a time and without swaps in
+place, as for models of different shapes (`swaps.py` tells what those save):
 
 * ours: the graph on the whole batch;
 * per stage: one expert after the other in the pool file's order, then the merging expert, each over the
@@ -55,7 +56,12 @@ def make_catalog() -> Catalog:
         {"alias": "sums", **base, "merge": "adapters/arithmetic"},
         {"alias": "teacher", **base, "persona": "You are a teacher."},
     ]
-    content = {"experts": experts, "max_resident": 1, "aggregator": JUDGE}
+    content = {
+        "experts": experts,
+        "max_resident": 1,
+        "aggregator": JUDGE,
+        "swap_in_place": False,  # as for models of different shapes: each change is a load
+    }
     return Catalog.from_dict(content, base=EXAMPLES)
 
 

@@ -143,10 +143,10 @@ class Residency:
     ) -> None:
         """Take a plan: requests to come by group, the order of the groups, their devices."""
 
-        def take(_: float) -> None:
+        def take(now: float) -> None:
             self._turns.expected.clear()
             self._turns.expected.update(calls)
-            self._turns.follow(ranks, devices)
+            self._turns.follow(ranks, devices, now)
 
         self._enter_loop()
         self._post(take)

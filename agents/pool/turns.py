@@ -35,6 +35,8 @@ from .rooms import Rooms
 
 __all__ = ["TurnSettings", "Turns"]
 
+ARRIVAL_SECONDS = 2.0
+"""How long after a plan its first requests may take to arrive."""
 MOST_ASLEEP = 8
 """Engines that sleep at a time: each keeps a process, and may keep its weights in main memory."""
 LEAST_ANSWERS = 8
@@ -79,13 +81,29 @@ class Turns:
         """Families of which a swap in place went wrong: they are loaded afresh from now on."""
         self._rank: Mapping[str, int] = {}
         self._preferred: Mapping[str, str] = {}
+        self._announced_at = -math.inf
         self._yielding: set[int] = set()
         self._rooms = Rooms(self.residents, settings.max_resident, reach)
         self._numbers = itertools.count(1)
 
-    def follow(self, ranks: Mapping[str, int], devices: Mapping[str, str]) -> None:
+    def follow(self, ranks: Mapping[str, int], devices: Mapping[str, str], now: float) -> None:
         """Take a plan's order of groups, and the name of the device for each."""
-        self._rank, self._preferred = dict(ranks), dict(devices)
+        self._rank, self._preferred, self._announced_at = dict(ranks), dict(devices), now
+
+    def _awaits_others(self, key: str, now: float) -> bool:
+        """Whether weights are not loaded yet because others that the plan wants first are on their way.
+
+        The requests of a plan arrive one after the other, within moments; whoever comes first must not
+        take the place of whoever is to be loaded first.
+        """
+        if now >= self._announced_at + ARRIVAL_SECONDS or key not in self._rank:
+            return False
+        present = {resident.group.key for resident in self.residents.values()}
+        return key not in present and any(
+            rank < self._rank[key] and self.expected[other] > 0
+            for other, rank in self._rank.items()
+            if other not in self.queues and other not in present
+        )
 
     def decide(self, now: float) -> list[Action]:
         """What is to be done now. The state is already as if it were being done."""
@@ -93,7 +111,8 @@ class Turns:
         self._yielding = set()
         actions: list[Action] = []
         for group, is_due in self._waiting_groups(now):
-            actions += self._help(group, is_due, now)
+            if not self._awaits_others(group.key, now):
+                actions += self._help(group, is_due, now)
         for resident in list(self.residents.values()):
             # One without requests stands beside another of its group; whoever waits was served above.
             if resident.state == "ready" and (
@@ -119,6 +138,8 @@ class Turns:
         """When, without any message, a decision could be another one; None for never."""
         times: list[float] = []
         for group, is_due in self._waiting_groups(now):
+            if self._awaits_others(group.key, now):
+                times.append(self._announced_at + ARRIVAL_SECONDS)
             if not is_due:
                 times.append(self.queues.waiting_since(group.key) + self.settings.patience)
             else:

@@ -67,8 +67,8 @@ class Workshop:
         except EngineError as error:
             less = _less_cache(prepared)
             is_short = MEMORY_TROUBLE.search(error.failure.message) is not None
-            if not (is_short or error.failure.retryable):
-                raise
+            if device is None or not (is_short or error.failure.retryable):
+                raise  # an address has retries of its own
             how = "" if less is None else f" with {less >> 20} MiB for keys and values"
             self._warn(prepared.group.name, f"{error.failure.message}; trying once more{how}")
         return await self._start(prepared, device, less)

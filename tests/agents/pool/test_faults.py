@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from simulation import GIB, Simulate
 
 from expertmix.agents import AnswerStore, Catalog, Pool, PoolEvent
-from expertmix.agents.engines import Engine, Load, Reply, Request
+from expertmix.agents.engines import Chunk, Engine, Load, Reply, Request
 from expertmix.agents.engines.scripted import GARBAGE, Faults, ScriptedEngine
 from expertmix.agents.pool.devices import Device
 from expertmix.agents.pool.gate import Gate
@@ -298,6 +298,47 @@ def test_a_model_that_keeps_dying_is_tried_again_after_a_pause(simulate: Simulat
     sim.finish()
     failures = [kinds(task.result()) for _, task in sim.jobs]
     assert failures == [["engine"], ["engine"], [""]]
+
+
+class Breaking(ScriptedEngine):
+    """Dies in the middle of a stream."""
+
+    async def stream(self, request: Request) -> AsyncGenerator[Chunk, None]:
+        async for chunk in super().stream(request):
+            yield chunk
+            raise ConnectionResetError("gone")
+
+
+async def test_a_stream_that_breaks_ends_in_a_failure_and_the_model_is_started_anew() -> None:
+    made: list[ScriptedEngine] = []
+
+    def make() -> Engine:
+        made.append((ScriptedEngine if made else Breaking)("a", {"*": "one two"}))
+        return made[-1]
+
+    async with make_pool(make) as pool, asyncio.timeout(5):
+        chunks = [chunk async for chunk in pool.stream("a", ask(1)[0])]
+        again = [chunk async for chunk in pool.stream("a", ask(1)[0])]
+    assert [chunk.text for chunk in chunks] == ["one", ""]
+    assert chunks[-1].reply is not None
+    assert kinds([chunks[-1].reply]) == ["engine"]
+    assert "".join(chunk.text for chunk in again) == "one two"
+    assert len(made) == 2
+
+
+async def test_closing_ends_a_stream() -> None:
+    one = Maker("a", Faults(hang_ids={"1"}))
+    pool = make_pool(one).open()
+
+    async def read() -> list[Chunk]:
+        return [chunk async for chunk in pool.stream("a", ask(1)[0])]
+
+    reading = asyncio.create_task(read())
+    await soon(lambda: bool(one.made) and bool(one.made[0].requests))
+    await asyncio.to_thread(pool.close)
+    (last,) = await asyncio.wait_for(reading, 2)
+    assert last.reply is not None
+    assert kinds([last.reply]) == ["engine"]
 
 
 # Swaps, sleep, replicas: on the simulated machine

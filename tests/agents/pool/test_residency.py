@@ -314,7 +314,7 @@ def test_small_jobs_pass_large_ones_of_the_same_model(simulate: Simulate) -> Non
 
 
 def test_models_are_loaded_in_the_order_of_their_arrival_or_of_a_plan(simulate: Simulate) -> None:
-    for plan, order in ((None, ["a", "b", "c", "d"]), ("dcba", ["a", "d", "c", "b"])):
+    for plan, order in ((None, ["a", "b", "c", "d"]), ("dcba", ["d", "c", "b", "a"])):
         sim = simulate(dict.fromkeys("abcd", 4.0), [device()])
         if plan is not None:
             expect(sim, dict.fromkeys(plan, 10), {})
@@ -519,3 +519,16 @@ def test_a_swap_that_went_wrong_is_not_tried_again(simulate: Simulate) -> None:
         sim.finish()
     assert [way for _, way in ways(sim)].count("reload") == 0
     assert not any(reply.failure for _, task in sim.jobs for reply in task.result())
+
+
+def test_who_arrives_first_does_not_take_the_place_of_who_is_planned_first(
+    simulate: Simulate,
+) -> None:
+    sim = simulate({"a": 2, "judge": 3}, [device(gib=4)])
+    expect(sim, {"a": 5, "judge": 1 << 40}, {})
+    sim.submit("judge", 5)
+    sim.submit("a", 5)
+    sim.finish()
+    sim.submit("judge", 2)  # it merges what the others drafted, and is still there
+    sim.finish()
+    assert loaded(sim) == ["a", "judge"]

@@ -303,11 +303,6 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ortools") is None, reason="needs ortools")
-@pytest.mark.xfail(
-    strict=True,
-    reason="exact.py must set solver.parameters.catch_sigint_signal = False: OR-tools takes SIGINT "
-    "over and leaves it at its default, so that Ctrl-C kills the process without a word",
-)
 def test_ctrl_c_is_heard_after_a_plan_was_computed() -> None:
     command = [sys.executable, "-W", "ignore::SyntaxWarning", "-c", PLANNING]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

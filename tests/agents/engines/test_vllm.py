@@ -362,7 +362,7 @@ async def test_what_nobody_waits_for_is_not_worked_on(small: VllmEngine, how: st
     long = [ask("go", str(i), max_tokens=1900) for i in range(3)]
     if how == "cancel":
         task = asyncio.create_task(small.generate(long))
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.1)  # on a quiet machine all is done in half a second
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -16,6 +16,7 @@ from ..agents.pool import PoolFile
 from ..retrieval import InputError
 from .console import open_stderr, open_stdout, print_json, resumable, show, watching
 from .doctor import diagnose, removable, repair
+from .interruption import Terminated
 from .options import JsonOption
 from .overviews import tabulate_checks, tabulate_findings
 from .panel_commands import ask, plan, solve, timeline
@@ -108,10 +109,14 @@ def doctor(
         raise typer.Exit(1)
 
 
+def _terminate(_number: int, _frame: object) -> None:
+    raise Terminated
+
+
 def main() -> None:
     """Run the command line; what a person can correct is one sentence and exit status 2."""
-    # SIGTERM ends a run as Ctrl-C does: finished work is kept and the models' processes go.
-    signal.signal(signal.SIGTERM, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
+    # SIGTERM ends whatever runs as Ctrl-C does, and says that it was that; a run with a pool drains first.
+    signal.signal(signal.SIGTERM, _terminate)
     os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")
     try:
         app(standalone_mode=True)

@@ -9,6 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +38,7 @@ from ..graph import (
     run_batch,
     solve_many,
 )
-from ..retrieval import Question
+from ..retrieval import InputError, Question
 from .interruption import run_interruptibly
 from .timeline_picture import write_picture
 
@@ -187,7 +188,12 @@ def solve_into(
             folder.write_ledger(pool.ledger, outlooks)
             timeline = pool.timeline.after(earlier)
             folder.write_timeline(timeline)
-            write_picture(timeline, out / "timeline.svg", f"{out.name}: {len(questions)} questions")
+            with suppress(
+                InputError
+            ):  # no reason to end otherwise; `expertmix timeline` draws it again
+                write_picture(
+                    timeline, out / "timeline.svg", f"{out.name}: {len(questions)} questions"
+                )
     return folder.finish(questions, solutions)
 
 

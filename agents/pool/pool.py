@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import math
 import threading
-from collections import Counter
 from collections.abc import (
     AsyncIterator,
     Callable,
@@ -28,6 +27,7 @@ from typing import Any, TypeVar
 from ...retrieval import InputError
 from ..engines import Chunk, Message, Reply, Request
 from .assembly import Given
+from .broadcast import Broadcast
 from .catalog import Catalog
 from .conversion import cache_folder
 from .events import PoolEvent
@@ -88,16 +88,15 @@ class Pool:
         """What the devices did since the pool was made."""
         self.plans: list[LoadPlan] = []
         """What was announced, to be compared with what came of it."""
-        self._watchers = [self.timeline.add, *([on_event] if on_event is not None else [])]
-        self._opened_at = 0.0
-        self._unannounced: Counter[tuple[str, str, str]] = Counter()
+        watchers = [self.timeline.add, *([on_event] if on_event is not None else [])]
+        self._broadcast = Broadcast(watchers)
         self._groups: dict[str, Group] = {
             alias: group for group in group_experts(catalog) for alias in group.aliases
         }
         self._host = host or LocalHost(catalog, engines)
         if measurements is None:
             measurements = Measurements(cache_folder() / "measurements")
-        self._workshop = Workshop(self._host, measurements, self._warn)
+        self._workshop = Workshop(self._host, measurements, self._broadcast.warn)
         self._patience = catalog.file.max_wait if patience is None else patience
         self._residency: Residency | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -185,13 +184,7 @@ class Pool:
         Returns:
             What ends it.
         """
-        self._watchers.append(watcher)
-
-        def end() -> None:
-            with contextlib.suppress(ValueError):
-                self._watchers.remove(watcher)
-
-        return end
+        return self._broadcast.add(watcher)
 
     async def drain(self, seconds: float = 5.0) -> None:
         """Begin nothing further, and let engines finish what they work on for so long: before an orderly end."""
@@ -330,7 +323,7 @@ class Pool:
             if self.store is not None:
                 self.store.open()
             self._loop = asyncio.new_event_loop()
-            self._opened_at = self._loop.time() - self.timeline.makespan
+            self._broadcast.begin(self._loop, at=self.timeline.makespan)
             self._thread = threading.Thread(
                 target=self._loop.run_forever, name="expertmix-pool", daemon=True
             )
@@ -391,10 +384,10 @@ class Pool:
             def receive(reply: Reply) -> None:
                 self._keep(identity, rest[reply.request_id], reply)
                 self.ledger.record(alias, stage, reply)
-                self._note_finished(group.name, alias, stage)
+                self._broadcast.count_finished(group.name, alias, stage)
                 deliver(reply)
 
-            self._tell(
+            self._broadcast.tell(
                 PoolEvent(
                     kind="queued", weights=group.name, alias=alias, stage=stage, number=len(rest)
                 )
@@ -416,7 +409,9 @@ class Pool:
             # A full disk must not cost the answers that are still to come: go on without the store.
             self.store.close()
             self.store = None
-            self._tell(PoolEvent(kind="failed", weights="answer store", message=str(error)))
+            self._broadcast.tell(
+                PoolEvent(kind="failed", weights="answer store", message=str(error))
+            )
 
     async def _identify(self, group: Group) -> str | None:
         """What stored answers are found by; None without a store or without weights."""
@@ -453,41 +448,12 @@ class Pool:
                 self.catalog.file,
                 patience=self._patience,
                 note_load=self._note_load,
-                tell=self._tell,
+                tell=self._broadcast.tell,
             )
         return self._residency
 
     def _note_load(self, load: LoadRecord) -> None:
         self.ledger.loads.append(load)
-
-    def _note_finished(self, weights: str, alias: str, stage: str) -> None:
-        """Count a reply; those that come together are told together."""
-        if not self._unannounced:
-            asyncio.get_running_loop().call_soon(self._tell_finished)
-        self._unannounced[weights, alias, stage] += 1
-
-    def _tell_finished(self) -> None:
-        counts, self._unannounced = self._unannounced, Counter()
-        for (weights, alias, stage), number in counts.items():
-            event = PoolEvent(
-                kind="finished", weights=weights, alias=alias, stage=stage, number=number
-            )
-            self._tell(event)
-
-    def _warn(self, weights: str, message: str) -> None:
-        self._tell(PoolEvent(kind="warning", weights=weights, message=message))
-
-    def _tell(self, event: PoolEvent) -> None:
-        at = 0.0 if self._loop is None else self._loop.time() - self._opened_at
-        event = dataclasses.replace(event, at=at)
-        for watcher in tuple(self._watchers):  # another thread may take one out
-            try:
-                watcher(event)
-            except Exception as error:  # who cannot watch must not cost an answer
-                with contextlib.suppress(ValueError):
-                    self._watchers.remove(watcher)
-                what = f"{type(error).__name__}: {error}"
-                self._warn("a watcher", f"{what}; it hears of nothing further")
 
     async def _in_loop(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` in the pool's loop from whichever loop we are in; cancelling reaches it."""

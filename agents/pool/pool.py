@@ -227,31 +227,29 @@ class Pool:
     ) -> list[str]:
         """Tell the pool what will be asked next, so that it loads in a good order and knows what it may drop.
 
-        In batch mode the plan is made and kept in `plans`. An expert that cannot be planned with (its weights are not there, or
-        too large) is no reason to refuse the others: its questions will say so.
+        In batch mode the plan is made and kept in `plans`. An expert that cannot be planned with (its
+        weights are not there, or too large) is no reason to refuse the others: its questions will say so.
 
         Returns:
             The aliases in the order in which they had better be asked.
         """
         if not math.isinf(self._patience):  # online, others come between: no plan would hold
             return self.order([alias for alias in calls if calls[alias]], last=last)
-        counts = dict(calls)
-        while True:
-            try:
-                plan = self.plan(
-                    counts,
-                    last=last,
-                    tokens_per_call=tokens_per_call,
-                    seconds_per_call=seconds_per_call,
-                    # While it is planned nothing runs, and without a profile the times are guessed.
-                    least_gain=PLANNING_SECONDS if seconds_per_call else math.inf,
-                )
-                break
-            except InputError:
-                left = {alias: n for alias, n in counts.items() if self._can_plan(alias)}
-                if len(left) == len(counts):
-                    return self.order(calls, last=last)
-                counts = left
+
+        def plan_for(aliases: Iterable[str]) -> LoadPlan:
+            return self.plan(
+                {alias: calls[alias] for alias in aliases},
+                last=last,
+                tokens_per_call=tokens_per_call,
+                seconds_per_call=seconds_per_call,
+                # While it is planned nothing runs, and without a profile the times are guessed.
+                least_gain=PLANNING_SECONDS if seconds_per_call else math.inf,
+            )
+
+        try:
+            plan = plan_for(calls)
+        except InputError:
+            plan = plan_for(filter(self._can_plan, calls))
         self.plans.append(plan)
         self._expect(plan, last)
         order = [alias for planned in plan.groups for alias in planned.calls]

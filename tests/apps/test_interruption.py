@@ -310,7 +310,7 @@ def test_ctrl_c_is_heard_after_a_plan_was_computed() -> None:
 
 
 def test_sigterm_finishes_what_an_address_is_asked(cli: CommandLine, tmp_path: Path) -> None:
-    place = lay_out(tmp_path, turns=False, latency=0.0, last=1.5)
+    place = lay_out(tmp_path, turns=False, latency=0.0, last=6.0)
     cli.start(place)
     wait_until(lambda: count_stored(place) == 2 * NUMBER)
     cli.signal(signal.SIGTERM)

@@ -26,11 +26,13 @@ __all__ = [
     "reason_prompt_hash",
 ]
 
-AnswerStyle = Literal["reason", "score"]
+AnswerStyle = Literal["reason", "score", "letter"]
 """`reason`: the expert writes and its answer is read out of the text. `score`: a choice is the option
 that the expert finds likeliest (largest summed log-probability) as the answer to the bare question; nothing is
 written. Small models choose far better so: SmolLM2-135M got 109 of 200 ARC-Easy questions right, and 55
-when the options were listed and their letters compared. Questions without options are always reasoned."""
+when the options were listed and their letters compared. `letter`: the options are listed, and the likeliest
+letter is the answer, a decision of one token: what re-mixing works on. Questions without options are
+always reasoned."""
 
 SCORE_LEAD = "Answer:"
 
@@ -67,15 +69,16 @@ class Answer:
 def build_messages(question: Question, *, style: AnswerStyle = "reason") -> tuple[Message, ...]:
     """The chat that asks `question`: one user turn (the pool puts an expert's persona before it).
 
-    With style `score`, options are not shown, and an assistant turn follows that each of them continues.
+    With style `score`, options are not shown, and an assistant turn follows that each of them continues;
+    with `letter` they are, and their letters continue it.
     """
     options = "\n".join(
         f"({letter}) {option}"
         for letter, option in zip(question.letters, question.options, strict=True)
     )
     values = {"question": question.text, "options": options}
-    if style == "score" and question.options:
-        asked: Message = {"role": "user", "content": fill_prompt("score-choice", **values)}
+    if style != "reason" and question.options:
+        asked: Message = {"role": "user", "content": fill_prompt(f"{style}-choice", **values)}
         return asked, {"role": "assistant", "content": SCORE_LEAD}
     return ({"role": "user", "content": fill_prompt(f"reason-{question.kind}", **values)},)
 
@@ -97,12 +100,19 @@ def build_requests(
             id=f"{question.id}#{sample}",
             messages=build_messages(question, style=style),
             sampling=replace(sampling, seed=derive_seed(seed, question.id, sample)),
-            options=tuple(f" {option}" for option in question.options) if style == "score" else (),
+            options=_continuations(question, style),
             question_id=question.id,
         )
         for question in questions
         for sample in range(samples)
     ]
+
+
+def _continuations(question: Question, style: AnswerStyle) -> tuple[str, ...]:
+    """What is scored after the prompt, in the options' order; nothing where the expert writes."""
+    if style == "reason":
+        return ()
+    return tuple(f" {text}" for text in (question.letters if style == "letter" else question.options))
 
 
 def read_reply(reply: Reply, question: Question, expert: str) -> Answer:
@@ -142,4 +152,6 @@ def derive_seed(seed: int, *parts: str | int) -> int:
 
 def reason_prompt_hash() -> str:
     """Identifies the wording under which experts are asked; profiles record it."""
-    return hash_prompts("reason-choice", "reason-number", "reason-text", "score-choice")
+    return hash_prompts(
+        "letter-choice", "reason-choice", "reason-number", "reason-text", "score-choice"
+    )

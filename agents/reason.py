@@ -72,10 +72,10 @@ def build_messages(question: Question, *, style: AnswerStyle = "reason") -> tupl
     With style `score`, options are not shown, and an assistant turn follows that each of them continues;
     with `letter` they are, and their letters continue it.
     """
-    options = "\n".join(
-        f"({letter}) {option}"
-        for letter, option in zip(question.letters, question.options, strict=True)
-    )
+    # Where a letter is to follow "Answer:", listing them bare leaves nearly all probability on letters:
+    # 0.99 of it with `A.`, 0.44 with `(A)` (a 1.5B model, 40 ARC-Easy questions, equal accuracy).
+    listing = "{}. {}" if style == "letter" else "({}) {}"
+    options = "\n".join(map(listing.format, question.letters, question.options))
     values = {"question": question.text, "options": options}
     if style != "reason" and question.options:
         asked: Message = {"role": "user", "content": fill_prompt(f"{style}-choice", **values)}

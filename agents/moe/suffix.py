@@ -21,7 +21,7 @@ from .problem import Selection
 from .routing import Mixture
 from .states import TokenStates
 
-__all__ = ["SuffixEngine", "SuffixRows"]
+__all__ = ["SuffixEngine", "SuffixRows", "frozen", "window_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +135,7 @@ class SuffixEngine:
                 hooks.callback(layer.router.register_forward_hook(hook).remove)
             for index in range(self.first + 1, len(self.moe.decoder)):
                 layer: Any = self.moe.decoder[index]
-                window = _window(layer, self.moe.config)
+                window = window_of(layer, self.moe.config)
                 if window not in masks:
                     masks[window] = _mask(states, window, hidden_RD.dtype)
                 hidden_R1D = layer(
@@ -272,7 +272,7 @@ def _run_shared(layer: MoeLayer, input_RD: torch.Tensor) -> torch.Tensor:
     return (given[0] if isinstance(given, tuple) else given)[:, 0]
 
 
-def _window(layer: Any, config: Any) -> int | None:
+def window_of(layer: Any, config: Any) -> int | None:
     """How many tokens a layer's attention sees; the attention knows, or its kind, or all are alike."""
     attention = layer.self_attn
     window = getattr(config, "sliding_window", None)

@@ -1,0 +1,72 @@
+"""Multiple-choice questions of parquet files, chosen the same way on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..retrieval import InputError, Question
+
+__all__ = ["choose", "read_choices"]
+
+
+def read_choices(
+    path: str | Path, *, splits: Sequence[str] | None = None, limit: int | None = None, seed: int = 0
+) -> list[Question]:
+    """The multiple-choice questions of a parquet file with `question`, `options` and `gold`.
+
+    A column `split` is used where there is one; rows without options are left out.
+
+    Args:
+        path: Laid out like the benchmark tables: `id` or `question_id`, `question`, `options`, `gold` (a
+            letter), and perhaps `split`.
+        splits: Which splits; all by default.
+        limit: How many questions at most, chosen by a hash of seed and id: a larger limit keeps those of
+            a smaller one.
+        seed: Another one chooses others.
+
+    Raises:
+        InputError: no such file, or no such questions in it.
+    """
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; give a parquet file of questions.")
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as parquet: {error}") from error
+    known = sorted({str(row["split"]) for row in rows if row.get("split") is not None})
+    unknown = sorted(set(splits or ()) - set(known))
+    if unknown:
+        raise InputError(f"{path} has no split {unknown[0]!r}; it has {', '.join(known) or 'none'}.")
+    questions: list[Question] = []
+    for number, row in enumerate(rows, 1):
+        if not row.get("options") or (splits and row.get("split") not in splits):
+            continue
+        # A table may mix multiple choice with other things, which keep their own `kind`.
+        fields = {"id": row.get("id") or row.get("question_id"), "text": row.get("question")}
+        try:
+            questions.append(
+                Question.from_json(
+                    fields | {"options": list(row["options"]), "gold": row.get("gold")},
+                    default_id=f"{path.stem}/{number}",
+                )
+            )
+        except InputError as error:
+            raise InputError(f"{path}, row {number}: {error}") from None
+    if not questions:
+        raise InputError(f"{path} holds no multiple-choice questions of the splits asked for.")
+    return choose(questions, limit, seed)
+
+
+def choose(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
+    """At most `limit` questions by a hash of seed and id; which ones does not depend on their order."""
+
+    def draw(question: Question) -> tuple[str, str]:
+        return hashlib.sha256(f"{seed}\0{question.id}".encode()).hexdigest(), question.id
+
+    return sorted(questions, key=draw)[:limit]

@@ -102,6 +102,7 @@ def build_requests(
             sampling=replace(sampling, seed=derive_seed(seed, question.id, sample)),
             options=_continuations(question, style),
             question_id=question.id,
+            question=question if style == "letter" else None,
         )
         for question in questions
         for sample in range(samples)
@@ -129,6 +130,8 @@ def read_reply(reply: Reply, question: Question, expert: str) -> Answer:
         letter = question.letters[max(range(len(sums)), key=sums.__getitem__)]
         listing = ", ".join(f"{a} {s:.2f}" for a, s in zip(question.letters, sums, strict=True))
         text, answer = f"log-probability of each option: {listing}", letter
+        if told := reply.details.get("remix"):
+            text += f"; re-mixing: {told['verdict']}"
     else:
         text = reply.text
         answer = read_answer(strip_thinking(text), question)

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
+from ...retrieval import Question
+
 __all__ = [
     "Chunk",
     "Engine",
@@ -78,6 +80,8 @@ class Request:
     """If given, nothing is generated: each option is scored as the continuation of `messages`."""
     question_id: str | None = None
     """The question this is about. Recordings are looked up by it; live engines ignore it."""
+    question: Question | None = None
+    """The question itself, where an engine in this process may look up what resembles it (re-mixing)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +140,8 @@ class Reply:
     logprobs: tuple[TokenLogprob, ...] = ()
     scores: tuple[OptionScore, ...] = ()
     """One per option of the request, in its order."""
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What an engine has to tell about how the reply came about, as plain JSON values."""
     failure: Failure | None = None
 
     @classmethod

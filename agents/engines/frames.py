@@ -86,7 +86,7 @@ def _receive_exactly(connection: socket.socket, size: int) -> bytes | None:
 
 
 def request_to_json(request: Request) -> dict[str, Any]:
-    """Everything of a request that an engine process needs; `question_id` stays at home."""
+    """Everything of a request that an engine process needs; the question and its id stay at home."""
     sampling = request.sampling
     return {
         "id": request.id,
@@ -123,6 +123,7 @@ def reply_from_json(fields: Mapping[str, Any]) -> Reply:
         usage=Usage(**fields["usage"]),
         logprobs=tuple(_token_logprob(entry) for entry in fields["logprobs"]),
         scores=tuple(OptionScore(**entry) for entry in fields["scores"]),
+        details=fields.get("details", {}),
         failure=Failure(**fields["failure"]) if fields["failure"] else None,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,33 @@ class StateBank:
             "_places": [self._places[row] for row in rows],
         }
         return chosen
+
+    @classmethod
+    def join(cls, banks: Sequence[StateBank]) -> StateBank:
+        """One bank of several of the same model, wording and layers; the files are shared.
+
+        Raises:
+            InputError: banks that do not fit together, or a question that is in two of them.
+        """
+        head = banks[0]
+        ids = [question.id for bank in banks for question in bank.questions]
+        if len(set(ids)) < len(ids):
+            twice = next(i for i in ids if ids.count(i) > 1)
+            raise InputError(f'the question "{twice}" is in two sets of references; take it out of one.')
+        if any((bank.first, bank.kind) != (head.first, head.kind) for bank in banks):
+            raise InputError("references with other layers or kinds of states cannot be joined.")
+        joined = object.__new__(cls)
+        places: list[tuple[int, int]] = []
+        for before, bank in zip(accumulate([0, *(len(b._shards) for b in banks)]), banks, strict=False):
+            places += [(number + before, row) for number, row in bank._places]
+        joined.__dict__ = head.__dict__ | {
+            "questions": tuple(question for bank in banks for question in bank.questions),
+            "_shards": [shard for bank in banks for shard in bank._shards],
+            "_small": {n: torch.cat([b._small[n] for b in banks]) for n in head._small},
+            "_ends": [ends for bank in banks for ends in bank._ends],
+            "_places": places,
+        }
+        return joined
 
     @classmethod
     def load(cls, folder: str | Path, moe: MoeModel, letters: Letters) -> StateBank:

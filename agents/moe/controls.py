@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from ...retrieval import InputError
-from .problem import FLOOR, Problem, Solution, shift_logits
+from .problem import FLOOR, Problem, Solution, shift_logits, take_logits
 from .regression import temper
 
 __all__ = ["RandomDirection", "RouterTemperature"]
@@ -41,8 +41,7 @@ class RouterTemperature:
         if problem.simplex:
             routing_QCE = temper(start_QCE, self.temperature, start_QCE, core_QCE)
         else:
-            logits_QCE = start_QCE.logit(eps=FLOOR if start_QCE.dtype == torch.float64 else 1e-7)
-            shift_QCE = logits_QCE * (1 / self.temperature - 1)
+            shift_QCE = take_logits(start_QCE, simplex=False) * (1 / self.temperature - 1)
             routing_QCE = shift_logits(start_QCE, shift_QCE, core_QCE, simplex=False)
         return _unmeasured(routing_QCE)
 
@@ -125,10 +124,8 @@ def _go(
     The distance of the pressed point never falls as the step grows (Calamai and Moré 1987, lemma 2.2), so
     bisection finds the step; where the set ends too early, the farthest point comes out.
     """
-    count_QC1 = core_QCE.sum(-1, keepdim=True)
+    # What a direction has in common over the core, pressing onto the simplex takes away by itself.
     noise_QCE = torch.where(core_QCE, noise_QCE, 0.0)
-    if simplex:
-        noise_QCE = torch.where(core_QCE, noise_QCE - noise_QCE.sum(-1, keepdim=True) / count_QC1, 0.0)
     noise_QCE = noise_QCE / noise_QCE.norm(dim=-1, keepdim=True).clamp(min=FLOOR)
 
     def at(step_QC1: torch.Tensor) -> torch.Tensor:

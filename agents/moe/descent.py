@@ -72,7 +72,9 @@ class Descent:
                 f"the rate falls from {self.rate} to {self.last_rate}; give 0 <= last_rate <= rate"
             )
         if self.max_divergence is not None and not self.max_divergence > 0:
-            raise InputError(f"max_divergence is {self.max_divergence}; it must be positive, or None")
+            raise InputError(
+                f"max_divergence is {self.max_divergence}; it must be positive, or None"
+            )
 
     def solve(self, problem: Problem) -> Solution:
         """Descend for all questions at once."""
@@ -90,7 +92,11 @@ class Descent:
             if step < self.steps:
                 gradients += measured
                 value_R, gradient_RCE = differentiate(
-                    walk.problem, walk.place_RCE, walk.decode, self.selection, core_QCE=walk.core_RCE
+                    walk.problem,
+                    walk.place_RCE,
+                    walk.decode,
+                    self.selection,
+                    core_QCE=walk.core_RCE,
                 )
                 going_R = gradient_RCE.isfinite().flatten(1).all(-1)
             else:
@@ -108,9 +114,7 @@ class Descent:
                 gradient_RCE = gradient_RCE[going_R]
                 walk = walk.keep(problem, going_R)
                 self._step(walk, gradient_RCE, step)
-        return Solution(
-            routing_QCE=best_QCE, curve_QS=curve_QS, passes=passes, gradients=gradients
-        )
+        return Solution(routing_QCE=best_QCE, curve_QS=curve_QS, passes=passes, gradients=gradients)
 
     def rates_S(self) -> list[float]:
         """The learning rate of each step: last + ½ (rate − last)(1 + cos(π t / steps))."""
@@ -153,9 +157,7 @@ class Descent:
             place_RCE = walk.place_RCE - rate * gradient_RCE
         else:
             walk.mean_RCE = torch.lerp(walk.mean_RCE, gradient_RCE, 1 - MEAN_DECAY)
-            walk.square_RCE = (
-                SQUARE_DECAY * walk.square_RCE + (1 - SQUARE_DECAY) * gradient_RCE**2
-            )
+            walk.square_RCE = SQUARE_DECAY * walk.square_RCE + (1 - SQUARE_DECAY) * gradient_RCE**2
             spread_RCE = (walk.square_RCE / (1 - SQUARE_DECAY ** (step + 1))).sqrt() + EPSILON
             place_RCE = walk.place_RCE - rate / (1 - MEAN_DECAY ** (step + 1)) * (
                 walk.mean_RCE / spread_RCE
@@ -211,9 +213,7 @@ class _Walk:
         """Back to what can be a routing: clamped, and renormalised on the simplex."""
         if self.parametrisation == "logit":
             return place_RCE
-        return move_core(
-            place_RCE, self.place_RCE, self.core_RCE, simplex=self.problem.simplex
-        )
+        return move_core(place_RCE, self.place_RCE, self.core_RCE, simplex=self.problem.simplex)
 
     @torch.no_grad()
     def measure(self) -> torch.Tensor:

@@ -32,7 +32,7 @@ Kernel = Literal["gaussian", "linear", "polynomial", "matern", "cosine"]
 Bandwidth = float | Literal["median"]
 """σ of the Gaussian and ℓ of the Matérn kernel, which the paper leaves open (c3po.md §0, item 6).
 `median`: the median distance of the neighbours, for each question its own."""
-Smoothness = Literal[0.5, 1.5, 2.5]
+Smoothness = Literal["1/2", "3/2", "5/2"]
 """ν of the Matérn kernel; these three have closed forms."""
 
 NARROWEST = 1e-6
@@ -60,7 +60,7 @@ def polynomial(similarity: torch.Tensor, degree: int = 2) -> torch.Tensor:
 
 
 def matern(
-    similarity: torch.Tensor, bandwidth: float | torch.Tensor, smoothness: Smoothness = 1.5
+    similarity: torch.Tensor, bandwidth: float | torch.Tensor, smoothness: Smoothness = "3/2"
 ) -> torch.Tensor:
     """The Matérn kernel of the distance d, with r = √(2ν) d / ℓ (Rasmussen and Williams, eq. 4.14).
 
@@ -93,7 +93,7 @@ def weigh_neighbours(
     *,
     bandwidth: Bandwidth = "median",
     degree: int = 2,
-    smoothness: Smoothness = 1.5,
+    smoothness: Smoothness = "3/2",
     present_QN: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The neighbours' weights K_i / Σ K (eqs. 1–8 of arXiv 2504.07964).
@@ -119,7 +119,6 @@ def weigh_neighbours(
         raise InputError(f"a bandwidth is a positive number or 'median', not {bandwidth!r}")
     finite_QN = similarity_QN.isfinite()
     present_QN = finite_QN if present_QN is None else present_QN & finite_QN
-    similarity_QN = torch.where(present_QN, similarity_QN, 0.0)
     width: float | torch.Tensor = (
         median_bandwidth(take_distances(similarity_QN), present_QN)
         if bandwidth == "median"
@@ -144,6 +143,7 @@ def _log_gaussian(similarity: torch.Tensor, bandwidth: float | torch.Tensor) -> 
 def _log_matern(
     similarity: torch.Tensor, bandwidth: float | torch.Tensor, smoothness: Smoothness
 ) -> torch.Tensor:
-    reach = math.sqrt(2 * smoothness) * take_distances(similarity) / bandwidth
-    factors = {0.5: torch.ones_like(reach), 1.5: 1 + reach, 2.5: 1 + reach + reach**2 / 3}
+    order = {"1/2": 0.5, "3/2": 1.5, "5/2": 2.5}[smoothness]
+    reach = math.sqrt(2 * order) * take_distances(similarity) / bandwidth
+    factors = {"1/2": torch.ones_like(reach), "3/2": 1 + reach, "5/2": 1 + reach + reach**2 / 3}
     return factors[smoothness].log() - reach

@@ -52,7 +52,9 @@ class ModeFinding:
         if self.nearest is not None and self.nearest < 1:
             raise InputError(f"nearest is {self.nearest}; give at least 1, or None for all")
         if self.bandwidth != "median" and not 0 < self.bandwidth < math.inf:
-            raise InputError(f"a bandwidth is a positive number or 'median', not {self.bandwidth!r}")
+            raise InputError(
+                f"a bandwidth is a positive number or 'median', not {self.bandwidth!r}"
+            )
 
     def solve(self, problem: Problem) -> Solution:
         """Climb for all questions at once.
@@ -79,7 +81,9 @@ class ModeFinding:
         routing_QCE = start_QCE
         for _ in range(self.iterations):
             weights_QCN = self._weigh(self._measure(routing_QCE, points_QNCE), width, present_QCN)
-            mean_QCE = torch.einsum("qcn,qnce->qce", weights_QCN.expand(-1, start_QCE.shape[1], -1), points_QNCE)
+            mean_QCE = torch.einsum(
+                "qcn,qnce->qce", weights_QCN.expand(-1, start_QCE.shape[1], -1), points_QNCE
+            )
             moved_QCE = self.alpha * routing_QCE + (1 - self.alpha) * mean_QCE
             routing_QCE = move_core(moved_QCE, routing_QCE, core_QCE, simplex=simplex)
         if self.top_k is not None:
@@ -109,8 +113,6 @@ class ModeFinding:
         if self.nearest is not None and self.nearest < distance_QCN.shape[-1]:
             # A stable sort, so that of equally near ones the first counts whatever the machine.
             order_QCN = distance_QCN.sort(dim=-1, stable=True).indices
-            distance_QCN = distance_QCN.scatter(
-                -1, order_QCN[..., self.nearest :], torch.inf
-            )
+            distance_QCN = distance_QCN.scatter(-1, order_QCN[..., self.nearest :], torch.inf)
         # By logarithms, so that the nearest counts even if it is many bandwidths away.
         return (-(distance_QCN / width).square() / 2).softmax(-1).nan_to_num(nan=0.0)

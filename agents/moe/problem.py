@@ -20,6 +20,7 @@ __all__ = [
     "move_core",
     "renormalise",
     "shift_logits",
+    "take_logits",
     "weigh",
 ]
 
@@ -81,9 +82,7 @@ class Problem:
         core = torch.zeros_like(start_QCE, dtype=torch.bool)
         return core.scatter(-1, order[..., :number], True)
 
-    def surrogate_Q(
-        self, routing_QCE: torch.Tensor, selection: Selection = "hard"
-    ) -> torch.Tensor:
+    def surrogate_Q(self, routing_QCE: torch.Tensor, selection: Selection = "hard") -> torch.Tensor:
         """The kernel-weighted loss of each question's neighbours (c3po.md §1.3)."""
         losses_QN = self.objective(routing_QCE, core_QCE=self.core_QCE(), selection=selection)
         return weigh(losses_QN, self.kernel_QN)
@@ -166,10 +165,15 @@ def shift_logits(
     On the simplex softmax(log start + shift); sigmoid scores are independent of each other, so there it
     is sigmoid(logit(start) + shift). Differentiable in the shift.
     """
+    logits_QCE = take_logits(start_QCE, simplex=simplex)
     if simplex:
-        logits_QCE = start_QCE.clamp(min=FLOOR).log()
         return (logits_QCE + torch.where(core_QCE, shift_QCE, 0.0)).softmax(-1)
+    return torch.where(core_QCE, (logits_QCE + shift_QCE).sigmoid(), start_QCE)
+
+
+def take_logits(scores: torch.Tensor, *, simplex: bool = True) -> torch.Tensor:
+    """Logits that the router could have had for such scores; always finite."""
+    if simplex:
+        return scores.clamp(min=FLOOR).log()
     # A score of exactly 1 has no logit; the largest number below it has.
-    highest = 1 - torch.finfo(start_QCE.dtype).eps
-    moved_QCE = (start_QCE.clamp(FLOOR, highest).logit() + shift_QCE).sigmoid()
-    return torch.where(core_QCE, moved_QCE, start_QCE)
+    return scores.clamp(FLOOR, 1 - torch.finfo(scores.dtype).eps).logit()

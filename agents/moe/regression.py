@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from ...retrieval import InputError
-from .problem import FLOOR, Problem, Solution, move_core, shift_logits
+from .problem import FLOOR, Problem, Solution, move_core, shift_logits, take_logits
 
 __all__ = [
     "Blend",
@@ -56,14 +56,15 @@ class KernelRegression:
     """A number is used as it is, without any pass; 0 is what the published code does. `grid`: the best of
     1, 0.9, …, 0. `bracket`: golden-section search, for each question its own, which finds the minimum to
     within `tolerance` if there is but one, and is never worse than either end."""
-    tolerance: float = 0.02
+    tolerance: float = 0.05
     space: Space = "prob"
     top_k: int | None = None
     """Give rows back the mass that the start has on so many experts, the number that the model turns
     on: averaging flattens, which scales down a layer whose top k are not renormalised (c3po.md §3.3)."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.alpha, str) and not 0 <= self.alpha <= 1:
+        known = self.alpha in ("grid", "bracket")
+        if not known and (isinstance(self.alpha, str) or not 0 <= self.alpha <= 1):
             raise InputError(f"alpha is {self.alpha}; give 0 to 1, 'grid' or 'bracket'")
         if not 0 < self.tolerance < 1:
             raise InputError(f"the tolerance of alpha is {self.tolerance}; give a number in (0, 1)")
@@ -129,7 +130,9 @@ class KernelRegression:
                 target_QCE = move_core(mean_QCE, start_QCE, core_QCE, simplex=simplex)
                 routing_QCE = start_QCE + rest_Q11 * (target_QCE - start_QCE)
             else:
-                shift_QCE = _logits(mean_QCE, simplex) - _logits(start_QCE, simplex)
+                shift_QCE = take_logits(mean_QCE, simplex=simplex) - take_logits(
+                    start_QCE, simplex=simplex
+                )
                 routing_QCE = shift_logits(
                     start_QCE, rest_Q11 * shift_QCE, core_QCE, simplex=simplex
                 )
@@ -158,7 +161,7 @@ def average_neighbours(problem: Problem, space: Space = "prob") -> torch.Tensor:
     # What stands in the place of a neighbour that does not exist may be anything, NaN included.
     values_QNCE = torch.where(weights_QN11 > 0, routing_QNCE, 1.0)
     if space == "logit":
-        values_QNCE = _logits(values_QNCE, problem.simplex)
+        values_QNCE = take_logits(values_QNCE, simplex=problem.simplex)
     mean_QCE = (weights_QN11 * values_QNCE).sum(1)
     if space == "logit":
         mean_QCE = mean_QCE.softmax(-1) if problem.simplex else mean_QCE.sigmoid()
@@ -183,6 +186,8 @@ def preserve_mass(
     Raises:
         InputError: the core is smaller than `top_k`.
     """
+    if not len(routing_QCE):
+        return routing_QCE
     if top_k < 1 or top_k > int(core_QCE.sum(-1).min()):
         raise InputError(
             f"top_k is {top_k}, but a core has {int(core_QCE.sum(-1).min())} experts; the experts that "
@@ -225,12 +230,6 @@ def temper(
     return torch.where(core_QCE, shares_QCE * mass_QC1, start_QCE)
 
 
-def _logits(scores: torch.Tensor, simplex: bool) -> torch.Tensor:
-    if simplex:
-        return scores.clamp(min=FLOOR).log()
-    return scores.clamp(FLOOR, 1 - torch.finfo(scores.dtype).eps).logit()
-
-
 def _bracket(
     measure: Callable[[torch.Tensor], torch.Tensor], one_R: torch.Tensor, tolerance: float
 ) -> None:
@@ -244,7 +243,9 @@ def _bracket(
         low_R, high_R = low_R.where(go_left_R, left_R), right_R.where(go_left_R, high_R)
         width *= GOLDEN
         # One of the two inner places stays an inner place; the other one is new.
-        fresh_R = torch.where(go_left_R, high_R - GOLDEN * (high_R - low_R), low_R + GOLDEN * (high_R - low_R))
+        fresh_R = torch.where(
+            go_left_R, high_R - GOLDEN * (high_R - low_R), low_R + GOLDEN * (high_R - low_R)
+        )
         at_fresh_R = measure(fresh_R)
         left_R, right_R, at_left_R, at_right_R = (
             fresh_R.where(go_left_R, right_R),

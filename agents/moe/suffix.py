@@ -17,6 +17,7 @@ import torch
 
 from ...retrieval import InputError
 from .architecture import MoeLayer, MoeModel
+from .attending import attending_once, can_attend_once
 from .problem import Selection
 from .routing import Mixture
 from .states import TokenStates
@@ -43,7 +44,7 @@ class SuffixRows:
         core = self.core_RCE
         return replace(
             self,
-            states=self.states.take(rows),
+            states=_compact(self.states.take(rows)),
             core_RCE=None if core is None else core[rows],
             rest_RD=self.rest_RD[rows],
             outputs_RWD=self.outputs_RWD[rows],
@@ -100,7 +101,7 @@ class SuffixEngine:
             order = core_RE.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
             indices_RW = order[:, :width]
         return SuffixRows(
-            states=states,
+            states=_compact(states),
             core_RCE=core_RCE,
             rest_RD=_run_shared(layer, states.input_ND),
             outputs_RWD=_run_experts(layer, states.input_ND, indices_RW),
@@ -124,15 +125,20 @@ class SuffixEngine:
         hidden_R1D = hidden_RD[:, None]
         positions_R1 = states.lengths_N[:, None]
         embeddings = self.moe.base.rotary_emb(hidden_R1D, positions_R1)
-        cache = _Appended(states)
+        once = can_attend_once(self.moe)
+        cache = _Own() if once else _Appended(states)
+        more = {"cached_states": states} if once else {}
         masks: dict[int | None, torch.Tensor] = {}
         with frozen(self.moe.model), contextlib.ExitStack() as hooks:
+            if once:
+                hooks.enter_context(attending_once(self.moe))
             for place, layer in enumerate(self._critical[1:], 1):
                 core = None if rows.core_RCE is None else rows.core_RCE[:, place]
                 hook = _Replace(
                     layer, routing_RCE[:, place], core, selection, keeps_mass=self.keeps_mass
                 )
                 hooks.callback(layer.router.register_forward_hook(hook).remove)
+                hooks.callback(layer.experts.register_forward_hook(hook.add_others).remove)
             for index in range(self.first + 1, len(self.moe.decoder)):
                 layer: Any = self.moe.decoder[index]
                 window = window_of(layer, self.moe.config)
@@ -145,6 +151,7 @@ class SuffixEngine:
                     past_key_values=cache,
                     use_cache=True,
                     position_embeddings=embeddings,
+                    **more,
                 )
             final_RD = self.moe.base.norm(hidden_R1D)[:, 0]
             return self.moe.read_logits(final_RD, self.tokens_O)
@@ -207,8 +214,22 @@ class _Appended:
         return next(iter(self._states.keys.values())).shape[-2] if self._states.keys else 0
 
 
+class _Own:
+    """No cache at all: the attention finds the cached tokens by itself."""
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The new token's own keys and values."""
+        return keys, values
+
+
 class _Replace:
-    """Gives every row its own mixture of experts."""
+    """Gives every row its own mixture of experts.
+
+    Experts that are off but may get a gradient have weight 0: nothing flows back through them, so they
+    run beside the layer's own experts and without a graph.
+    """
 
     def __init__(
         self,
@@ -221,6 +242,7 @@ class _Replace:
     ) -> None:
         self._layer, self._routing_RE, self._core_RE = layer, routing_RE, core_RE
         self._selection, self._keeps_mass = selection, keeps_mass
+        self._others = routing_RE.new_zeros(0, 0, dtype=torch.long), routing_RE.new_zeros(0, 0)
 
     def __call__(
         self, module: Any, inputs: Any, output: tuple[torch.Tensor, ...]
@@ -236,11 +258,30 @@ class _Replace:
             if self._keeps_mass
             else None,
         )
-        new = list(output)
         # Never below the hidden states' precision: some routers give float32 in a float64 model.
-        new[at_weights] = mixture.weights_NW.to(torch.promote_types(own_RK.dtype, inputs[0].dtype))
-        new[at_indices] = mixture.indices_NW
+        weights_RW = mixture.weights_NW.to(torch.promote_types(own_RK.dtype, inputs[0].dtype))
+        indices_RW, number = mixture.indices_NW, self._layer.rule.top_k
+        if indices_RW.shape[-1] > number:
+            chosen_RK = self._layer.rule.choose(
+                self._routing_RE, bias_E=self._layer.bias_E, core_NE=self._core_RE
+            )
+            on_RE = torch.zeros_like(self._routing_RE).scatter(-1, chosen_RK, 1.0)
+            order_RW = on_RE.gather(-1, indices_RW).argsort(dim=-1, descending=True, stable=True)
+            indices_RW, weights_RW = indices_RW.gather(-1, order_RW), weights_RW.gather(-1, order_RW)
+        self._others = indices_RW[:, number:], weights_RW[:, number:]
+        new = list(output)
+        new[at_weights], new[at_indices] = weights_RW[:, :number], indices_RW[:, :number]
         return tuple(new)
+
+    def add_others(self, module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        """Nothing in value; in the backward pass, the gradients of the weights of experts that are off."""
+        indices_RW, weights_RW = self._others
+        if not weights_RW.requires_grad or not indices_RW.shape[-1]:
+            return output
+        with torch.no_grad():
+            outputs_RWD = _run_experts(self._layer, inputs[0].detach(), indices_RW)
+        added_RD = torch.einsum("rw,rwd->rd", weights_RW.to(outputs_RWD.dtype), outputs_RWD)
+        return output + added_RD.view_as(output)
 
 
 def _run_experts(
@@ -251,18 +292,28 @@ def _run_experts(
     repeated_PD = input_RD.repeat_interleave(width, dim=0)
     indices_P1 = indices_RW.reshape(-1, 1)
     ones_P1 = torch.ones(indices_P1.shape, dtype=input_RD.dtype, device=input_RD.device)
-    return layer.experts(repeated_PD, indices_P1, ones_P1).view(rows, width, -1)
+    # Not by calling the module: hooks on it are none of ours.
+    return layer.experts.forward(repeated_PD, indices_P1, ones_P1).view(rows, width, -1)
+
+
+def _compact(states: TokenStates) -> TokenStates:
+    """The same with keys and values in one piece each, which products are quickest on."""
+    return replace(
+        states,
+        keys={index: part.contiguous() for index, part in states.keys.items()},
+        values={index: part.contiguous() for index, part in states.values.items()},
+    )
 
 
 def _run_shared(layer: MoeLayer, input_RD: torch.Tensor) -> torch.Tensor:
     """What the block gives when its routed experts count nothing: the shared experts, if it has any."""
-    weights = layer.output[1]
+    _, weights, indices = layer.output
 
     def silence(module: Any, inputs: Any, output: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
-        return tuple(
-            torch.zeros_like(part) if place == weights else part
-            for place, part in enumerate(output)
-        )
+        new = list(output)
+        new[weights] = torch.zeros_like(output[weights][:, :1])
+        new[indices] = output[indices][:, :1]
+        return tuple(new)
 
     handle = layer.router.register_forward_hook(silence)
     try:

@@ -1,0 +1,424 @@
+"""Re-mixing from end to end: neighbours, solver, the gates that keep it harmless, the new answer.
+
+Shapes: Q questions, N neighbours, C critical layers, E experts, O option letters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from ...retrieval import InputError, Question, ReferenceSet
+from .acceptance import Accepted, Verdict, accept, is_near, is_unsure, judge
+from .architecture import MoeModel
+from .bank import StateBank
+from .descent import Descent
+from .letters import ALPHABET, Letters, pad_prompts
+from .modes import ModeFinding
+from .neighbourhood import Neighbourhood, pose, tabulate_neighbours
+from .problem import Problem, Solution
+from .regression import KernelRegression
+from .settings import RemixSettings
+from .states import TokenStates, capture
+from .suffix import SuffixEngine
+
+__all__ = ["Remix", "Remixer", "RemixedBatch", "Solver", "make_solver"]
+
+CHUNK = 32
+"""Questions that are optimised together."""
+
+
+class Solver(Protocol):
+    """Anything that turns a problem into a solution."""
+
+    def solve(self, problem: Problem) -> Solution:
+        """All questions at once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remix:
+    """What became of one question."""
+
+    question_id: str
+    before: str
+    """Letter by default routing."""
+    after: str
+    """Letter by the routing that is used: the same where nothing was changed."""
+    probabilities_before: tuple[float, ...]
+    probabilities_after: tuple[float, ...]
+    verdict: Verdict
+    neighbours: tuple[tuple[str, float], ...]
+    """Ids and similarities of the references that were used, held-back ones last."""
+    curve: tuple[float, ...]
+    """Surrogate from step to step, in nats; empty where nothing was tried."""
+    pathway_before_CE: torch.Tensor
+    pathway_after_CE: torch.Tensor
+    """Equal where nothing was changed."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether another routing than the model's own was used."""
+        return self.verdict is Verdict.CHANGED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemixedBatch:
+    """Tensors of a batch of questions; `Remixer.explain` makes them readable."""
+
+    logits_before_QO: torch.Tensor
+    logits_after_QO: torch.Tensor
+    """Options that a question lacks have −inf."""
+    routing_before_QCE: torch.Tensor
+    routing_after_QCE: torch.Tensor
+    curve_QS: torch.Tensor
+    verdicts: tuple[Verdict, ...]
+    passes: int
+    """Forward passes of one neighbour token, in all."""
+    gradients: int
+    """How many of them were followed by a backward pass."""
+
+
+class Remixer:
+    """Re-mixes a model's experts for multiple-choice questions. It owns nothing and changes nothing."""
+
+    def __init__(
+        self,
+        moe: MoeModel,
+        letters: Letters,
+        bank: StateBank,
+        references: ReferenceSet | None,
+        settings: RemixSettings | None = None,
+        *,
+        solver: Solver | None = None,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            moe: The model.
+            letters: How it is asked.
+            bank: States of the references; those that the model answers right are followed.
+            references: The bank's questions, in its order, with their vectors; None to search by the
+                model's own hidden state.
+            settings: See `RemixSettings`.
+            solver: Instead of the one that the settings name.
+
+        Raises:
+            InputError: a bank of another first layer, references that are not the bank's, or no
+                reference that the model answers right.
+        """
+        self.settings = settings or RemixSettings()
+        self.moe, self.letters, self.bank = moe, letters, bank
+        layers = moe.last(self.settings.layers)
+        if bank.first != layers[0]:
+            raise InputError(
+                f"the references' states begin at layer {bank.first}; {self.settings.layers} critical "
+                f"layers need them from layer {layers[0]} on, so build them anew."
+            )
+        if not bool(bank.right_N.any()):
+            raise InputError(
+                f"the model answers none of the {len(bank)} references right, so there is no successful "
+                "neighbour to follow; take references that suit it."
+            )
+        self.engine = SuffixEngine(
+            moe,
+            layers,
+            letters.tokens_O.to(moe.device),
+            keeps_mass=self.settings.keeps_mass,
+        )
+        self.references = references or embed_by_model(bank)
+        self._by_model = references is None
+        if [q.id for q in self.references.questions] != [q.id for q in bank.questions]:
+            raise InputError("the reference set and the bank hold different questions; build both anew.")
+        self.solver = solver or make_solver(self.settings)
+
+    def ask(self, questions: Sequence[Question], *, batch: int = 16) -> TokenStates:
+        """Run questions once by default routing and keep what re-mixing needs.
+
+        Raises:
+            InputError: a question that cannot be asked (no options, too long).
+        """
+        from .states import join_states
+
+        prompts = [self.letters.encode(question) for question in questions]
+        parts: list[TokenStates] = []
+        for start in range(0, len(prompts), batch):
+            ids_BT, mask_BT = pad_prompts(prompts[start : start + batch], self.moe.device)
+            tokens_O = self.engine.tokens_O
+            parts.append(capture(self.moe, ids_BT, mask_BT, first=self.engine.first, tokens_O=tokens_O))
+        return join_states(parts)
+
+    def find(self, questions: Sequence[Question], states: TokenStates) -> Neighbourhood:
+        """The neighbours of questions: those to fit to and those held back, right ones only."""
+        number = self.settings.neighbours + self.settings.held_back
+        options = {
+            "cut_off": self.settings.cut_off,
+            "balanced": self.settings.balanced,
+            "among": self.bank.right_N.numpy(),
+        }
+        if self._by_model:
+            vectors = states.input_ND.float().cpu().numpy()
+            found = self.references.neighbours_of_vectors(questions, vectors, number, **options)  # pyright: ignore
+        else:
+            found = self.references.neighbours_of_many(questions, number, **options)  # pyright: ignore
+        return tabulate_neighbours(found, number)
+
+    def solve(
+        self,
+        questions: Sequence[Question],
+        states: TokenStates,
+        neighbourhood: Neighbourhood,
+        *,
+        gold_QN: torch.Tensor | None = None,
+    ) -> RemixedBatch:
+        """Find each question's routing, test it, and answer by it.
+
+        Args:
+            questions: Whose options count.
+            states: From `ask`.
+            neighbourhood: From `find`.
+            gold_QN: Other labels of the neighbours than the true ones, for a control.
+        """
+        parts: list[RemixedBatch] = []
+        for start in range(0, len(questions), CHUNK):
+            rows_R = torch.arange(start, min(start + CHUNK, len(questions)))
+            parts.append(
+                self._solve(
+                    questions[start : start + CHUNK],
+                    states.take(rows_R),
+                    neighbourhood.take(rows_R),
+                    None if gold_QN is None else gold_QN[rows_R],
+                )
+            )
+        return _join(parts)
+
+    def remix(self, questions: Sequence[Question]) -> list[Remix]:
+        """Answer questions, with the reasons.
+
+        Raises:
+            InputError: no questions, or one that cannot be asked.
+        """
+        if not questions:
+            raise InputError("there is nothing to re-mix: the list of questions is empty.")
+        states = self.ask(questions)
+        neighbourhood = self.find(questions, states)
+        return self.explain(questions, neighbourhood, self.solve(questions, states, neighbourhood))
+
+    def explain(
+        self, questions: Sequence[Question], neighbourhood: Neighbourhood, batch: RemixedBatch
+    ) -> list[Remix]:
+        """A batch, question by question."""
+        before_QO = batch.logits_before_QO.softmax(-1)
+        after_QO = batch.logits_after_QO.softmax(-1)
+        remixes: list[Remix] = []
+        for at, question in enumerate(questions):
+            number = len(question.options)
+            near = [
+                (self.bank.questions[row].id, similarity)
+                for row, similarity, present in zip(
+                    neighbourhood.rows_QN[at].tolist(),
+                    neighbourhood.similarity_QN[at].tolist(),
+                    neighbourhood.present_QN[at].tolist(),
+                    strict=True,
+                )
+                if present
+            ]
+            curve = [value for value in batch.curve_QS[at].tolist() if value == value]
+            remixes.append(
+                Remix(
+                    question_id=question.id,
+                    before=ALPHABET[int(before_QO[at].argmax())],
+                    after=ALPHABET[int(after_QO[at].argmax())],
+                    probabilities_before=tuple(before_QO[at, :number].tolist()),
+                    probabilities_after=tuple(after_QO[at, :number].tolist()),
+                    verdict=batch.verdicts[at],
+                    neighbours=tuple(near),
+                    curve=tuple(curve),
+                    pathway_before_CE=batch.routing_before_QCE[at],
+                    pathway_after_CE=batch.routing_after_QCE[at],
+                )
+            )
+        return remixes
+
+    def answer(
+        self, states: TokenStates, questions: Sequence[Question], problem: Problem, routing_QCE: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits [Q, O] of the questions' own letters under a routing: one token through the suffix."""
+        core_QCE = None if problem.core_experts is None else problem.core_QCE()
+        with torch.no_grad():
+            rows = self.engine.prepare(states, core_QCE)
+            return mask_options(self.engine.run(rows, routing_QCE), questions)
+
+    def _solve(
+        self,
+        questions: Sequence[Question],
+        states: TokenStates,
+        neighbourhood: Neighbourhood,
+        gold_QN: torch.Tensor | None,
+    ) -> RemixedBatch:
+        settings = self.settings
+        start_QCE = states.pathway_at(self.engine.layers)
+        before_QO = mask_options(states.logits_NO, questions)
+        unsure_Q = is_unsure(before_QO, settings.unsure_below)
+        present_QN = neighbourhood.present_QN & (
+            neighbourhood.similarity_QN >= settings.min_similarity
+        )
+        near_Q = is_near(neighbourhood.similarity_QN, settings.min_similarity, present_QN)
+        near_Q = near_Q.to(unsure_Q.device)
+        rows_R = (unsure_Q & near_Q).nonzero().squeeze(-1)
+        accepted: Accepted | None = None
+        after_QO, routing_QCE = before_QO.clone(), start_QCE.clone()
+        curve_QS = start_QCE.new_full((len(questions), 1), torch.nan)
+        passes = gradients = 0
+        chosen_Q = torch.zeros_like(unsure_Q)
+        all_accepted = _nothing(start_QCE, curve_QS)
+        if len(rows_R):
+            some = _with_present(neighbourhood, present_QN).take(rows_R.cpu())
+            gold_RN = None if gold_QN is None else gold_QN[rows_R.cpu()]
+            # The nearest are fitted to, the farther ones held back.
+            fitted = self._pose(some, start_QCE[rows_R], gold_RN, slice(0, settings.neighbours))
+            solution = self.solver.solve(fitted)
+            if settings.held_back:
+                held = self._pose(
+                    some, start_QCE[rows_R], gold_RN, slice(settings.neighbours, None)
+                )
+                accepted = accept(held, solution, margin=settings.margin)
+                solution, chosen_R = accepted, accepted.accepted_Q
+                all_accepted = _scatter(all_accepted, accepted, rows_R)
+            else:
+                chosen_R = (solution.routing_QCE != fitted.start_QCE).flatten(1).any(-1)
+            chosen_Q[rows_R] = chosen_R
+            routing_QCE[rows_R] = solution.routing_QCE
+            curve_QS = start_QCE.new_full((len(questions), solution.curve_QS.shape[1]), torch.nan)
+            curve_QS[rows_R] = solution.curve_QS
+            passes, gradients = solution.passes, solution.gradients
+            if bool(chosen_R.any()):
+                moved = rows_R[chosen_R]
+                asked = [questions[row] for row in moved.tolist()]
+                after_QO[moved] = self.answer(
+                    states.take(moved),
+                    asked,
+                    fitted.take(chosen_R.nonzero().squeeze(-1)),
+                    solution.routing_QCE[chosen_R],
+                )
+        verdicts = judge(
+            unsure_Q=unsure_Q, near_Q=near_Q, accepted=all_accepted if settings.held_back else None
+        )
+        if not settings.held_back:
+            verdicts = [
+                Verdict.NOTHING_GAINED if verdict is Verdict.CHANGED and not chosen else verdict
+                for verdict, chosen in zip(verdicts, chosen_Q.tolist(), strict=True)
+            ]
+        return RemixedBatch(
+            logits_before_QO=before_QO,
+            logits_after_QO=after_QO,
+            routing_before_QCE=start_QCE,
+            routing_after_QCE=routing_QCE,
+            curve_QS=curve_QS,
+            verdicts=tuple(verdicts),
+            passes=passes,
+            gradients=gradients,
+        )
+
+
+    def _pose(
+        self,
+        neighbourhood: Neighbourhood,
+        start_QCE: torch.Tensor,
+        gold_QN: torch.Tensor | None,
+        places: slice,
+    ) -> Problem:
+        settings = self.settings
+        return pose(
+            self.engine,
+            self.bank,
+            neighbourhood.cut(places),
+            start_QCE,
+            core_experts=settings.core_experts,
+            kernel=settings.kernel,
+            bandwidth=settings.bandwidth,
+            gold_QN=None if gold_QN is None else gold_QN[:, places],
+        )
+
+
+def make_solver(settings: RemixSettings) -> Solver:
+    """The solver that settings name."""
+    match settings.solver:
+        case "ngd":
+            return Descent(
+                steps=settings.steps,
+                rate=settings.rate,
+                last_rate=min(1e-5, settings.rate),
+                optimizer=settings.optimizer,
+                parametrisation=settings.parametrisation,
+                selection=settings.selection,
+                max_divergence=settings.max_divergence,
+            )
+        case "kernel_regression":
+            alpha = 0.0 if settings.alpha == "zero" else settings.alpha
+            return KernelRegression(alpha=alpha)
+        case "mode_finding":
+            return ModeFinding()
+
+
+def mask_options(logits_QO: torch.Tensor, questions: Sequence[Question]) -> torch.Tensor:
+    """Logits of the options that each question has; the others' are −inf."""
+    options_Q = torch.tensor([len(q.options) for q in questions], device=logits_QO.device)
+    places_O = torch.arange(logits_QO.shape[-1], device=logits_QO.device)
+    return logits_QO.masked_fill(places_O >= options_Q[:, None], -torch.inf)
+
+
+def embed_by_model(bank: StateBank) -> ReferenceSet:
+    """References whose vectors are the model's own hidden states at the first critical layer (§4.3)."""
+    from ...retrieval import GivenVectors
+
+    vectors = bank.input_ND.float().cpu().numpy()
+    encoder = GivenVectors(name="hidden-state", revision=f"layer-{bank.first}")
+    return ReferenceSet.build(bank.questions, encoder, vectors_ND=vectors)
+
+
+def _with_present(neighbourhood: Neighbourhood, present_QN: torch.Tensor) -> Neighbourhood:
+    from dataclasses import replace
+
+    return replace(neighbourhood, present_QN=present_QN)
+
+
+def _nothing(start_QCE: torch.Tensor, curve_QS: torch.Tensor) -> Accepted:
+    no_Q = torch.zeros(len(start_QCE), dtype=torch.bool, device=start_QCE.device)
+    return Accepted(
+        routing_QCE=start_QCE,
+        curve_QS=curve_QS,
+        passes=0,
+        accepted_Q=no_Q,
+        gained_Q=no_Q.clone(),
+        fall_Q=start_QCE.new_full(no_Q.shape, torch.nan),
+    )
+
+
+def _scatter(whole: Accepted, part: Accepted, rows_R: torch.Tensor) -> Accepted:
+    whole.accepted_Q[rows_R] = part.accepted_Q
+    whole.gained_Q[rows_R] = part.gained_Q
+    return whole
+
+
+def _join(parts: Sequence[RemixedBatch]) -> RemixedBatch:
+    longest = max(part.curve_QS.shape[1] for part in parts)
+    curves = [
+        torch.nn.functional.pad(
+            part.curve_QS, (0, longest - part.curve_QS.shape[1]), value=torch.nan
+        )
+        for part in parts
+    ]
+    return RemixedBatch(
+        logits_before_QO=torch.cat([part.logits_before_QO for part in parts]),
+        logits_after_QO=torch.cat([part.logits_after_QO for part in parts]),
+        routing_before_QCE=torch.cat([part.routing_before_QCE for part in parts]),
+        routing_after_QCE=torch.cat([part.routing_after_QCE for part in parts]),
+        curve_QS=torch.cat(curves),
+        verdicts=tuple(verdict for part in parts for verdict in part.verdicts),
+        passes=sum(part.passes for part in parts),
+        gradients=sum(part.gradients for part in parts),
+    )

@@ -102,7 +102,7 @@ def build_requests(
             sampling=replace(sampling, seed=derive_seed(seed, question.id, sample)),
             options=_continuations(question, style),
             question_id=question.id,
-            question=question if style == "letter" else None,
+            question=question,
         )
         for question in questions
         for sample in range(samples)

@@ -17,11 +17,13 @@ from ..retrieval import InputError
 from .console import open_stderr, open_stdout, print_json, resumable, show, watching
 from .doctor import diagnose, removable, repair
 from .interruption import Terminated
+from .moe_commands import moe_app
 from .options import JsonOption
 from .overviews import tabulate_checks, tabulate_findings
 from .panel_commands import ask, plan, solve, timeline
 from .pools import check_pool
 from .profile_commands import aggregators, profile, study
+from .remix_commands import remix_app
 from .tables import clean_text
 
 __all__ = ["app", "main"]
@@ -34,6 +36,8 @@ app = typer.Typer(
 )
 pool_app = typer.Typer(help="Look at a pool file.", no_args_is_help=True)
 app.add_typer(pool_app, name="pool")
+app.add_typer(moe_app, name="moe")
+app.add_typer(remix_app, name="remix")
 for command in (ask, solve, plan, timeline, profile, aggregators, study):
     app.command()(command)
 

@@ -77,7 +77,9 @@ class RemixField:
         """The model as it is."""
         return self.read(self.own.logits_NO, np.zeros(len(self.own), dtype=bool))
 
-    def near(self, number: int, *, right_only: bool = True, balanced: bool = False) -> Neighbourhood:
+    def near(
+        self, number: int, *, right_only: bool = True, balanced: bool = False
+    ) -> Neighbourhood:
         """The nearest references, each question itself left out by the leakage guard."""
         key = ("near", number, right_only, balanced)
         if key not in self._found:
@@ -136,7 +138,7 @@ class RemixField:
             by_itself: Whether the neighbourhood's rows are the questions' own (the oracle).
         """
         bank = self.own if by_itself else self.bank
-        references = self.references if bank is self.bank else _Unused(bank)
+        references = None if by_itself else self.references
         remixer = Remixer(bank.moe, bank.letters, bank, references, settings, solver=solver)
         parts: list[RemixedBatch] = []
         for start in range(0, len(self.own), CHUNK):
@@ -176,13 +178,6 @@ class RemixField:
             texts = [embedding_text(question) for question in self.questions]
             self._vectors_QD = self.references.encoder.encode(texts)
         return self._vectors_QD
-
-
-class _Unused:
-    """Stands where a reference set is asked for but never searched."""
-
-    def __init__(self, bank: StateBank) -> None:
-        self.questions = bank.questions
 
 
 def shuffle_labels(bank: StateBank, neighbourhood: Neighbourhood, seed: int) -> torch.Tensor:

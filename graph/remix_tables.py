@@ -9,11 +9,15 @@ from typing import Any
 
 from ..retrieval import InputError, Question
 
-__all__ = ["choose", "read_choices"]
+__all__ = ["choose", "find_splits", "read_choices"]
 
 
 def read_choices(
-    path: str | Path, *, splits: Sequence[str] | None = None, limit: int | None = None, seed: int = 0
+    path: str | Path,
+    *,
+    splits: Sequence[str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
 ) -> list[Question]:
     """The multiple-choice questions of a parquet file with `question`, `options` and `gold`.
 
@@ -42,7 +46,9 @@ def read_choices(
     known = sorted({str(row["split"]) for row in rows if row.get("split") is not None})
     unknown = sorted(set(splits or ()) - set(known))
     if unknown:
-        raise InputError(f"{path} has no split {unknown[0]!r}; it has {', '.join(known) or 'none'}.")
+        raise InputError(
+            f"{path} has no split {unknown[0]!r}; it has {', '.join(known) or 'none'}."
+        )
     questions: list[Question] = []
     for number, row in enumerate(rows, 1):
         if not row.get("options") or (splits and row.get("split") not in splits):
@@ -61,6 +67,21 @@ def read_choices(
     if not questions:
         raise InputError(f"{path} holds no multiple-choice questions of the splits asked for.")
     return choose(questions, limit, seed)
+
+
+def find_splits(path: str | Path, prefix: str) -> list[str] | None:
+    """The splits of a parquet file whose names begin with `prefix`; None, for all, if there are none."""
+    import pyarrow.parquet as pq
+
+    try:
+        if "split" not in pq.read_schema(path).names:
+            return None
+        column = pq.read_table(path, columns=["split"])["split"]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as parquet: {error}") from error
+    return (
+        sorted({str(v) for v in column.unique().to_pylist() if str(v).startswith(prefix)}) or None
+    )
 
 
 def choose(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:

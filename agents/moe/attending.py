@@ -52,9 +52,10 @@ def _attend(
     scaling: float | None = None,
     *,
     cached_states: TokenStates,
-    **_: Any,
+    **ignored: Any,
 ) -> tuple[torch.Tensor, None]:
     """In the form that transformers asks for; keys and values are the new token's own."""
+    del ignored
     keys_RHTD = cached_states.keys[module.layer_idx].to(key_RH1D.dtype)
     values_RHTD = cached_states.values[module.layer_idx].to(value_RH1D.dtype)
     rows, heads, _, size = key_RH1D.shape

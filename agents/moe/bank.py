@@ -6,9 +6,8 @@ one wording and one set of layers, and of no other.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,16 @@ from typing import Any
 import torch
 
 from ...retrieval import InputError, Question
+from . import bank_files
 from .architecture import MoeModel
-from .letters import ALPHABET, Letters, hash_text, pad_prompts
-from .packing import StateKind, choose_kind, pack, unpack
+from .bank_files import MemoryShard, count_bytes, identify
+from .letters import ALPHABET, Letters
+from .packing import StateKind, choose_kind, unpack
 from .restoring import restore
-from .states import TokenStates, capture, join_states
+from .states import TokenStates
 
 __all__ = ["StateBank", "build_bank", "identify"]
 
-SHARD = 256
-"""Questions in a file: what an interruption costs at most."""
-FORMAT = 1
 SMALL = ("residual", "input", "pathway", "logits", "lengths")
 DEFAULT_BUDGET = 8 << 30
 
@@ -60,9 +58,13 @@ class StateBank:
         small = [{name: shard.get_tensor(name) for name in SMALL} for shard in shards]
         self._small = {name: torch.cat([part[name] for part in small]) for name in SMALL}
         lengths = [part["lengths"] + (kind == "hidden") for part in small]
-        self._ends = [torch.cat([torch.zeros(1, dtype=torch.long), part.cumsum(0)]) for part in lengths]
+        self._ends = [
+            torch.cat([torch.zeros(1, dtype=torch.long), part.cumsum(0)]) for part in lengths
+        ]
         self._places = [
-            (number, row) for number, part in enumerate(small) for row in range(len(part["lengths"]))
+            (number, row)
+            for number, part in enumerate(small)
+            for row in range(len(part["lengths"]))
         ]
 
     def __len__(self) -> int:
@@ -92,6 +94,11 @@ class StateBank:
         return self.logits_NO.argmax(-1) == self.gold_N
 
     @property
+    def lengths_N(self) -> torch.Tensor:
+        """Tokens before the last of each prompt."""
+        return self._small["lengths"]
+
+    @property
     def pathway_NME(self) -> torch.Tensor:
         """Default scores of all experts in all layers with routed experts."""
         return self._small["pathway"]
@@ -104,16 +111,7 @@ class StateBank:
     @property
     def bytes(self) -> int:
         """Size of everything that is kept."""
-        total = 0
-        for shard in self._shards:
-            for name in shard.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                part = shard.get_slice(name)
-                size = {"I8": 1, "BF16": 2, "F16": 2, "F32": 4, "F64": 8, "I64": 8}
-                number = 1
-                for length in part.get_shape():
-                    number *= length
-                total += number * size[part.get_dtype()]
-        return total
+        return sum(map(count_bytes, self._shards))
 
     def states(self, rows: Sequence[int]) -> TokenStates:
         """States of some questions, on the model's device, in its type. Rows may repeat."""
@@ -160,16 +158,21 @@ class StateBank:
         Raises:
             InputError: banks that do not fit together, or a question that is in two of them.
         """
+        if not banks:
+            raise InputError("there are no references to join; give at least one bank.")
         head = banks[0]
-        ids = [question.id for bank in banks for question in bank.questions]
-        if len(set(ids)) < len(ids):
-            twice = next(i for i in ids if ids.count(i) > 1)
-            raise InputError(f'the question "{twice}" is in two sets of references; take it out of one.')
+        _refuse_twins([question for bank in banks for question in bank.questions])
         if any((bank.first, bank.kind) != (head.first, head.kind) for bank in banks):
             raise InputError("references with other layers or kinds of states cannot be joined.")
+        if any(bank.moe.model is not head.moe.model for bank in banks):
+            raise InputError("references of different models cannot be joined.")
+        if any(bank.letters.prompt_hash != head.letters.prompt_hash for bank in banks):
+            raise InputError("references that were asked in different words cannot be joined.")
         joined = object.__new__(cls)
         places: list[tuple[int, int]] = []
-        for before, bank in zip(accumulate([0, *(len(b._shards) for b in banks)]), banks, strict=False):
+        for before, bank in zip(
+            accumulate([0, *(len(b._shards) for b in banks)]), banks, strict=False
+        ):
             places += [(number + before, row) for number, row in bank._places]
         joined.__dict__ = head.__dict__ | {
             "questions": tuple(question for bank in banks for question in bank.questions),
@@ -188,11 +191,11 @@ class StateBank:
             InputError: no bank, an unfinished one, or one of another model, wording or version.
         """
         folder = Path(folder)
-        plan = _read_plan(folder)
+        plan = bank_files.read_plan(folder)
         if plan is None:
             raise InputError(f"there is no bank of references in {folder}; build one first.")
-        _check_plan(plan, folder, moe, letters)
-        return _open(folder, plan, moe, letters)
+        bank_files.check_plan(plan, folder, moe, letters)
+        return _bank(moe, letters, plan, bank_files.open_shards(folder, plan))
 
     def _read(
         self, name: str, places: Sequence[tuple[int, int]], dtype: torch.dtype
@@ -207,44 +210,6 @@ class StateBank:
                 named[f"{name}.scale"] = shard.get_slice(f"{name}.scale")[here]
             pieces.append(unpack(named, name, dtype))
         return torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True)
-
-
-@dataclass(frozen=True, slots=True)
-class _Memory:
-    """A shard that was never written: for banks without a folder."""
-
-    tensors: dict[str, torch.Tensor]
-
-    def keys(self) -> list[str]:
-        return list(self.tensors)
-
-    def get_tensor(self, name: str) -> torch.Tensor:
-        return self.tensors[name]
-
-    def get_slice(self, name: str) -> Any:
-        return _MemorySlice(self.tensors[name])
-
-
-@dataclass(frozen=True, slots=True)
-class _MemorySlice:
-    tensor: torch.Tensor
-
-    def __getitem__(self, here: slice) -> torch.Tensor:
-        return self.tensor[here]
-
-    def get_shape(self) -> list[int]:
-        return list(self.tensor.shape)
-
-    def get_dtype(self) -> str:
-        names = {
-            torch.int8: "I8",
-            torch.bfloat16: "BF16",
-            torch.float16: "F16",
-            torch.float32: "F32",
-            torch.float64: "F64",
-            torch.int64: "I64",
-        }
-        return names[self.tensor.dtype]
 
 
 def build_bank(
@@ -276,12 +241,15 @@ def build_bank(
         on_progress: Called with questions done and questions in all.
 
     Raises:
-        InputError: a question that cannot be asked, none at all, states larger than the budget, or a
-            folder that holds something else.
+        InputError: a question that cannot be asked, none at all, ids that do not differ, states larger
+            than the budget, or a folder that holds something else.
     """
     if not questions:
         raise InputError("there are no questions to build references from; give at least one.")
-    encoded = sorted(((letters.encode(q), q) for q in questions), key=lambda e: (len(e[0]), e[1].id))
+    encoded = sorted(
+        ((letters.encode(q), q) for q in questions), key=lambda e: (len(e[0]), e[1].id)
+    )
+    _refuse_twins(questions)
     tokens = sum(len(ids) for ids, _ in encoded)
     kind = kind or choose_kind(moe, first, tokens, len(encoded), budget_bytes)
     if kind is None:
@@ -289,114 +257,17 @@ def build_bank(
             f"the states of {len(encoded):,} references with {tokens:,} tokens do not fit into "
             f"{budget_bytes / 2**30:.2f} GiB in any form; raise the budget or take fewer references."
         )
-    plan = {
-        "format": FORMAT,
-        "model": identify(moe),
-        "prompt": letters.prompt_hash,
-        "first": first,
-        "kind": kind,
-        "questions": [question.to_json() for _, question in encoded],
-    }
+    plan = bank_files.make_plan(moe, letters, [question for _, question in encoded], first, kind)
+    prompts = [ids for ids, _ in encoded]
     if folder is None:
-        parts = list(_run(moe, letters, [ids for ids, _ in encoded], first, kind, batch, on_progress))
-        return _bank(moe, letters, plan, [_Memory(part) for part in parts])
-    return _build_in(Path(folder), plan, encoded, moe, letters, batch, on_progress)
-
-
-def identify(moe: MoeModel) -> str:
-    """A hash of a model: its configuration, its type, and samples of its weights with all routers."""
-    config = {k: v for k, v in moe.config.to_dict().items() if not k.startswith(("_", "transformers"))}
-    routers = b"".join(
-        layer.router.weight.detach().float().cpu().numpy().tobytes()  # pyright: ignore
-        for layer in moe.layers
-    )
-    samples: list[str] = []
-    for name, parameter in moe.model.named_parameters():
-        flat = parameter.detach().reshape(-1)
-        samples.append(f"{name}{flat[:: max(1, flat.numel() // 16)].double().sum().item():.9e}")
-    text = json.dumps(config, sort_keys=True, default=str) + str(moe.dtype) + "".join(samples)
-    return hash_text(text + hash_text(routers.hex()))
-
-
-def _run(
-    moe: MoeModel,
-    letters: Letters,
-    prompts: Sequence[Sequence[int]],
-    first: int,
-    kind: StateKind,
-    batch: int,
-    on_progress: Callable[[int, int], None] | None,
-    start: int = 0,
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Shards of packed states, from shard `start` on."""
-    tokens_O = letters.tokens_O.to(moe.device)
-    for begin in range(start * SHARD, len(prompts), SHARD):
-        shard = prompts[begin : begin + SHARD]
-        parts: list[TokenStates] = []
-        for offset in range(0, len(shard), batch):
-            ids_BT, mask_BT = pad_prompts(shard[offset : offset + batch], moe.device)
-            parts.append(
-                capture(
-                    moe,
-                    ids_BT,
-                    mask_BT,
-                    first=first,
-                    tokens_O=tokens_O,
-                    keeps_hidden=kind == "hidden",
-                    keeps_cache=kind != "hidden",
-                )
-            )
-            if on_progress is not None:
-                on_progress(min(begin + offset + batch, len(prompts)), len(prompts))
-        yield pack(join_states(parts), kind)
-
-
-def _build_in(
-    folder: Path,
-    plan: dict[str, Any],
-    encoded: Sequence[tuple[list[int], Question]],
-    moe: MoeModel,
-    letters: Letters,
-    batch: int,
-    on_progress: Callable[[int, int], None] | None,
-) -> StateBank:
-    from safetensors.torch import save_file
-
-    old = _read_plan(folder)
-    if old is not None and old != plan:
-        raise InputError(
-            f"{folder} holds references of another model, wording, kind or set of questions; "
-            "choose another folder, or delete it."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    if old is None:
-        if any(folder.iterdir()):
-            raise InputError(f"{folder} is not empty and holds no references; choose another folder.")
-        _write(folder / "plan.json", json.dumps(plan))
-    shards = -(-len(encoded) // SHARD)
-    done = 0
-    while done < shards and _shard(folder, done).exists():
-        done += 1
-    rest = _run(moe, letters, [i for i, _ in encoded], plan["first"], plan["kind"], batch, on_progress, done)
-    for number, part in enumerate(rest, done):
-        draft = _shard(folder, number).with_suffix(".draft")
-        save_file(part, draft)
-        draft.rename(_shard(folder, number))  # whole or not at all
-    return _open(folder, plan, moe, letters)
-
-
-def _open(folder: Path, plan: dict[str, Any], moe: MoeModel, letters: Letters) -> StateBank:
-    from safetensors import safe_open
-
-    paths = [_shard(folder, i) for i in range(-(-len(plan["questions"]) // SHARD))]
-    missing = [path.name for path in paths if not path.exists()]
-    if missing:
-        raise InputError(
-            f"the references in {folder} are unfinished ({len(missing)} of {len(paths)} pieces are "
-            "missing); run the command that builds them again, it goes on where it stopped."
-        )
-    opened: Any = safe_open
-    return _bank(moe, letters, plan, [opened(path, framework="pt") for path in paths])
+        parts = bank_files.make_shards(moe, letters, prompts, first, kind, batch, on_progress)
+        return _bank(moe, letters, plan, [MemoryShard(part) for part in parts])
+    folder = Path(folder)
+    bank_files.begin(folder, plan)
+    done = bank_files.count_done(folder, plan)
+    rest = bank_files.make_shards(moe, letters, prompts, first, kind, batch, on_progress, done)
+    bank_files.write_shards(folder, plan, rest, done)
+    return _bank(moe, letters, plan, bank_files.open_shards(folder, plan))
 
 
 def _bank(
@@ -406,34 +277,11 @@ def _bank(
     return StateBank(moe, letters, questions, shards, first=plan["first"], kind=plan["kind"])
 
 
-def _check_plan(plan: dict[str, Any], folder: Path, moe: MoeModel, letters: Letters) -> None:
-    if plan.get("format") != FORMAT:
-        raise InputError(f"the references in {folder} have format {plan.get('format')}; build them anew.")
-    if plan["model"] != identify(moe):
-        raise InputError(
-            f"the references in {folder} were made by another model; build them with this one."
-        )
-    if plan["prompt"] != letters.prompt_hash:
-        raise InputError(
-            f"the references in {folder} were asked in other words or under another chat template; "
-            "build them anew."
-        )
-
-
-def _read_plan(folder: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}/plan.json cannot be read ({error}); build it anew.") from error
-
-
-def _shard(folder: Path, number: int) -> Path:
-    return folder / f"states-{number:05}.safetensors"
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_suffix(".draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.rename(path)
+def _refuse_twins(questions: Sequence[Question]) -> None:
+    seen: set[str] = set()
+    for question in questions:
+        if question.id in seen:
+            raise InputError(
+                f'the question "{question.id}" is there twice among the references; leave one out.'
+            )
+        seen.add(question.id)

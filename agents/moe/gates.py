@@ -158,8 +158,8 @@ class _Steer:
         steering, rule = self._steering, self._layer.rule
         given_PE = steering.routing_RCE[rows_P, self._place].to(logits_NE.device)
         if steering.mode == "add":
-            shifted_PE = logits_NE[tokens_P].to(given_PE.dtype) + given_PE
-            given_PE = rule.score(shifted_PE)
+            # Whichever is more precise, the model or what is added.
+            given_PE = rule.score(logits_NE[tokens_P] + given_PE)
         core = steering.core_RCE
         mixture = rule.mix(
             given_PE,
@@ -170,24 +170,22 @@ class _Steer:
             if steering.keeps_mass
             else None,
         )
-        extra = mixture.weights_NW.shape[-1] - weights_NK.shape[-1]
-        # Other tokens get experts of weight 0 to make up the width.
+        # Experts of weight 0 make up the width: of other tokens, or of these in a nested block.
+        width = max(mixture.weights_NW.shape[-1], weights_NK.shape[-1])
         # Never below the hidden states' precision: some routers give float32 in a float64 model.
         wide = torch.promote_types(weights_NK.dtype, inputs[0].dtype)
-        weights_NK = torch.nn.functional.pad(weights_NK, (0, extra)).to(wide)
-        indices_NK = torch.nn.functional.pad(indices_NK, (0, extra))
         new = list(output)
-        new[at_weights] = weights_NK.index_put((tokens_P,), mixture.weights_NW.to(wide))
-        new[at_indices] = indices_NK.index_put((tokens_P,), mixture.indices_NW)
+        new[at_weights] = _widen(weights_NK.to(wide), width).index_put(
+            (tokens_P,), _widen(mixture.weights_NW.to(wide), width)
+        )
+        new[at_indices] = _widen(indices_NK, width).index_put(
+            (tokens_P,), _widen(mixture.indices_NW.to(indices_NK.dtype), width)
+        )
         return tuple(new)
 
     def _find_tokens(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Which steering rows act in this pass, and on which of its flattened B x T tokens."""
         steering, view = self._steering, self._view
-        if int(steering.rows_R.max()) >= view.rows:
-            raise InputError(
-                f"row {int(steering.rows_R.max())} is steered, but the batch has {view.rows} rows."
-            )
         seen_R = steering.positions_R - view.past
         rows_R = torch.arange(len(seen_R))
         if steering.scope == "token":
@@ -196,7 +194,17 @@ class _Steer:
         else:
             here_RT = torch.arange(view.tokens) >= seen_R.cpu()[:, None]
             rows_P, place_P = here_RT.nonzero(as_tuple=True)
-        return rows_P, steering.rows_R.cpu()[rows_P] * view.tokens + place_P
+        batch_P = steering.rows_R.cpu()[rows_P]
+        # Only now: rows that are finished may leave the batch while others are decoded.
+        if len(batch_P) and int(batch_P.max()) >= view.rows:
+            raise InputError(
+                f"row {int(batch_P.max())} is steered, but the batch has {view.rows} rows."
+            )
+        return rows_P, batch_P * view.tokens + place_P
+
+
+def _widen(tensor_NK: torch.Tensor, width: int) -> torch.Tensor:
+    return torch.nn.functional.pad(tensor_NK, (0, width - tensor_NK.shape[-1]))
 
 
 def _check(steering: Steering, moe: MoeModel) -> None:
@@ -207,4 +215,12 @@ def _check(steering: Steering, moe: MoeModel) -> None:
             f"the routing has shape {tuple(steering.routing_RCE.shape)} and there are "
             f"{len(steering.positions_R)} positions; {rows} rows (at least one), "
             f"{len(steering.layers)} layers and {moe.experts} experts need {wanted}."
+        )
+    core = steering.core_RCE
+    if core is not None and tuple(core.shape) != wanted:
+        raise InputError(f"the core has shape {tuple(core.shape)}; the routing has {wanted}.")
+    if int(steering.rows_R.min()) < 0 or int(steering.positions_R.min()) < 0:
+        raise InputError(
+            "rows and positions are counted from 0 and cannot be negative; got rows "
+            f"{steering.rows_R.tolist()} and positions {steering.positions_R.tolist()}."
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...retrieval import InputError, Question
-from ..engines.tokens import encode_chat, encode_option
+from ..engines.tokens import encode_chat, encode_option, load_template
 from ..prompt import hash_prompts
 from ..reason import build_messages
 
@@ -71,9 +71,10 @@ class Letters:
 
     @property
     def prompt_hash(self) -> str:
-        """Identifies the wording and the template: states made under another are of no use."""
-        template = str(self.chat_template or self.tokenizer.chat_template)
-        return hash_prompts("letter-choice")[:16] + hash_text(template)[:16]
+        """Identifies wording, template and letters: states made under others are of no use."""
+        own = self.tokenizer.chat_template
+        template = str(own) if self.chat_template is None else load_template(self.chat_template)
+        return hash_prompts("letter-choice")[:16] + hash_text(f"{self.tokens}{template}")[:16]
 
     def encode(self, question: Question) -> list[int]:
         """The prompt of a choice, up to the token that the letter follows.

@@ -21,6 +21,8 @@ int8 (with a float16 scale per token and head), or only hidden states before the
 `restore` runs that layer and those above again (about 5/16 of a pass, c3po.md §4.3)."""
 
 KINDS: tuple[StateKind, ...] = ("full", "bf16", "int8", "hidden")
+SMALLEST = 2.0**-24
+"""The smallest float16 above 0."""
 
 
 def pack(states: TokenStates, kind: StateKind) -> dict[str, torch.Tensor]:
@@ -47,9 +49,7 @@ def pack(states: TokenStates, kind: StateKind) -> dict[str, torch.Tensor]:
     return {name: tensor.contiguous().cpu() for name, tensor in packed.items()}
 
 
-def unpack(
-    tensor: Mapping[str, torch.Tensor], name: str, dtype: torch.dtype
-) -> torch.Tensor:
+def unpack(tensor: Mapping[str, torch.Tensor], name: str, dtype: torch.dtype) -> torch.Tensor:
     """A flat tensor [S, H, D] in its working type."""
     flat_SHD = tensor[name]
     if f"{name}.scale" in tensor:
@@ -57,8 +57,10 @@ def unpack(
     return flat_SHD.to(dtype)
 
 
-def estimate_bytes(moe: MoeModel, first: int, tokens: int, kind: StateKind) -> int:
-    """Bytes that a prompt of `tokens` tokens takes, apart from the little that every kind keeps.
+def estimate_bytes(
+    moe: MoeModel, first: int, tokens: int, kind: StateKind, *, prompts: int = 1
+) -> int:
+    """Bytes that prompts of `tokens` tokens together take, apart from the little that every kind keeps.
 
     Keys and values are counted as the model's configuration states them; latent attention (MLA) as its
     latents.
@@ -75,10 +77,12 @@ def estimate_bytes(moe: MoeModel, first: int, tokens: int, kind: StateKind) -> i
     above = len(moe.decoder) - 1 - first
     itemsize = {"full": moe.dtype.itemsize, "bf16": 2, "int8": 1}[kind]
     scales = 2 * heads * 2 if kind == "int8" else 0
-    return (tokens - 1) * above * (values * itemsize + scales)
+    return (tokens - prompts) * above * (values * itemsize + scales)
 
 
-def choose_kind(moe: MoeModel, first: int, tokens: int, prompts: int, budget: int) -> StateKind | None:
+def choose_kind(
+    moe: MoeModel, first: int, tokens: int, prompts: int, budget: int
+) -> StateKind | None:
     """The most exact kind that fits; None if none does.
 
     Args:
@@ -88,9 +92,8 @@ def choose_kind(moe: MoeModel, first: int, tokens: int, prompts: int, budget: in
         prompts: How many.
         budget: Bytes.
     """
-    mean = max(1, round(tokens / max(1, prompts)))
     for kind in KINDS:
-        if prompts * estimate_bytes(moe, first, mean, kind) <= budget:
+        if estimate_bytes(moe, first, tokens, kind, prompts=prompts) <= budget:
             return kind
     return None
 
@@ -106,7 +109,8 @@ def _shrink(name: str, flat_SHD: torch.Tensor, kind: StateKind) -> dict[str, tor
         return {name: flat_SHD}
     if kind == "bf16":
         return {name: flat_SHD.to(torch.bfloat16)}
-    largest_SH = flat_SHD.abs().amax(-1).float().clamp(min=1e-6)
-    scale_SH = (largest_SH / 127).to(torch.float16)
+    largest_SH = flat_SHD.abs().amax(-1).float()
+    # Below the smallest float16 the scale would be 0, and what is divided by it no number.
+    scale_SH = (largest_SH / 127).clamp(min=SMALLEST).to(torch.float16)
     whole_SHD = (flat_SHD.float() / scale_SH.float()[..., None]).round().clamp(-127, 127)
     return {name: whole_SHD.to(torch.int8), f"{name}.scale": scale_SH}

@@ -6,12 +6,12 @@ Shapes: Q questions, N neighbours, C critical layers, E experts, O option letter
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 
-from ...retrieval import InputError, Question, ReferenceSet
+from ...retrieval import GivenVectors, InputError, Question, ReferenceSet, embedding_text
 from .acceptance import Accepted, Verdict, accept, is_near, is_unsure, judge
 from .architecture import MoeModel
 from .bank import StateBank
@@ -22,10 +22,10 @@ from .neighbourhood import Neighbourhood, pose, tabulate_neighbours
 from .problem import Problem, Solution
 from .regression import KernelRegression
 from .settings import RemixSettings
-from .states import TokenStates, capture
+from .states import TokenStates, capture, join_states
 from .suffix import SuffixEngine
 
-__all__ = ["Remix", "Remixer", "RemixedBatch", "Solver", "make_solver"]
+__all__ = ["Remix", "RemixedBatch", "Remixer", "Solver", "make_solver"]
 
 CHUNK = 32
 """Questions that are optimised together."""
@@ -132,7 +132,9 @@ class Remixer:
         self.references = references or embed_by_model(bank)
         self._by_model = references is None
         if [q.id for q in self.references.questions] != [q.id for q in bank.questions]:
-            raise InputError("the reference set and the bank hold different questions; build both anew.")
+            raise InputError(
+                "the reference set and the bank hold different questions; build both anew."
+            )
         self.solver = solver or make_solver(self.settings)
 
     def ask(self, questions: Sequence[Question], *, batch: int = 16) -> TokenStates:
@@ -141,29 +143,32 @@ class Remixer:
         Raises:
             InputError: a question that cannot be asked (no options, too long).
         """
-        from .states import join_states
-
         prompts = [self.letters.encode(question) for question in questions]
         parts: list[TokenStates] = []
         for start in range(0, len(prompts), batch):
             ids_BT, mask_BT = pad_prompts(prompts[start : start + batch], self.moe.device)
             tokens_O = self.engine.tokens_O
-            parts.append(capture(self.moe, ids_BT, mask_BT, first=self.engine.first, tokens_O=tokens_O))
+            parts.append(
+                capture(self.moe, ids_BT, mask_BT, first=self.engine.first, tokens_O=tokens_O)
+            )
         return join_states(parts)
 
     def find(self, questions: Sequence[Question], states: TokenStates) -> Neighbourhood:
         """The neighbours of questions: those to fit to and those held back, right ones only."""
         number = self.settings.neighbours + self.settings.held_back
-        options = {
-            "cut_off": self.settings.cut_off,
-            "balanced": self.settings.balanced,
-            "among": self.bank.right_N.numpy(),
-        }
         if self._by_model:
-            vectors = states.input_ND.float().cpu().numpy()
-            found = self.references.neighbours_of_vectors(questions, vectors, number, **options)  # pyright: ignore
+            vectors_QD = states.input_ND.float().cpu().numpy()
         else:
-            found = self.references.neighbours_of_many(questions, number, **options)  # pyright: ignore
+            texts = [embedding_text(question) for question in questions]
+            vectors_QD = self.references.encoder.encode(texts)
+        found = self.references.neighbours_of_vectors(
+            questions,
+            vectors_QD,
+            number,
+            cut_off=self.settings.cut_off,
+            balanced=self.settings.balanced,
+            among=self.bank.right_N.numpy(),
+        )
         return tabulate_neighbours(found, number)
 
     def solve(
@@ -244,7 +249,11 @@ class Remixer:
         return remixes
 
     def answer(
-        self, states: TokenStates, questions: Sequence[Question], problem: Problem, routing_QCE: torch.Tensor
+        self,
+        states: TokenStates,
+        questions: Sequence[Question],
+        problem: Problem,
+        routing_QCE: torch.Tensor,
     ) -> torch.Tensor:
         """Logits [Q, O] of the questions' own letters under a routing: one token through the suffix."""
         core_QCE = None if problem.core_experts is None else problem.core_QCE()
@@ -269,14 +278,13 @@ class Remixer:
         near_Q = is_near(neighbourhood.similarity_QN, settings.min_similarity, present_QN)
         near_Q = near_Q.to(unsure_Q.device)
         rows_R = (unsure_Q & near_Q).nonzero().squeeze(-1)
-        accepted: Accepted | None = None
         after_QO, routing_QCE = before_QO.clone(), start_QCE.clone()
         curve_QS = start_QCE.new_full((len(questions), 1), torch.nan)
         passes = gradients = 0
         chosen_Q = torch.zeros_like(unsure_Q)
         all_accepted = _nothing(start_QCE, curve_QS)
         if len(rows_R):
-            some = _with_present(neighbourhood, present_QN).take(rows_R.cpu())
+            some = replace(neighbourhood, present_QN=present_QN).take(rows_R.cpu())
             gold_RN = None if gold_QN is None else gold_QN[rows_R.cpu()]
             # The nearest are fitted to, the farther ones held back.
             fitted = self._pose(some, start_QCE[rows_R], gold_RN, slice(0, settings.neighbours))
@@ -322,7 +330,6 @@ class Remixer:
             passes=passes,
             gradients=gradients,
         )
-
 
     def _pose(
         self,
@@ -373,17 +380,9 @@ def mask_options(logits_QO: torch.Tensor, questions: Sequence[Question]) -> torc
 
 def embed_by_model(bank: StateBank) -> ReferenceSet:
     """References whose vectors are the model's own hidden states at the first critical layer (§4.3)."""
-    from ...retrieval import GivenVectors
-
     vectors = bank.input_ND.float().cpu().numpy()
     encoder = GivenVectors(name="hidden-state", revision=f"layer-{bank.first}")
     return ReferenceSet.build(bank.questions, encoder, vectors_ND=vectors)
-
-
-def _with_present(neighbourhood: Neighbourhood, present_QN: torch.Tensor) -> Neighbourhood:
-    from dataclasses import replace
-
-    return replace(neighbourhood, present_QN=present_QN)
 
 
 def _nothing(start_QCE: torch.Tensor, curve_QS: torch.Tensor) -> Accepted:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .architecture import MoeModel
-from .states import TokenStates
+from .states import TokenStates, blank
 from .suffix import window_of
 
 __all__ = ["restore"]
@@ -27,7 +27,7 @@ def restore(moe: MoeModel, states: TokenStates, hidden_NTD: torch.Tensor) -> Tok
     """
     from transformers import DynamicCache
 
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     length = hidden_NTD.shape[1]
     places_T = torch.arange(length, device=hidden_NTD.device)
     positions_NT = places_T.expand(len(hidden_NTD), -1)
@@ -52,11 +52,14 @@ def restore(moe: MoeModel, states: TokenStates, hidden_NTD: torch.Tensor) -> Tok
             position_embeddings=embeddings,
         )
     above = range(states.first + 1, len(moe.decoder))
-    last = max(0, length - 1)
+
+    def before_last(tensor_NHTD: Any) -> torch.Tensor:
+        return blank(tensor_NHTD[:, :, : length - 1], states.lengths_N)
+
     return replace(
         states,
-        keys={i: cache.layers[i - states.first].keys[:, :, :last] for i in above},  # pyright: ignore
-        values={i: cache.layers[i - states.first].values[:, :, :last] for i in above},  # pyright: ignore
+        keys={i: before_last(cache.layers[i - states.first].keys) for i in above},
+        values={i: before_last(cache.layers[i - states.first].values) for i in above},
     )
 
 

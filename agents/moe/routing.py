@@ -63,16 +63,10 @@ class RoutingRule:
         Args:
             scores_NE: See `score`, or scores that somebody made up.
             bias_E: Added for the choice only (DeepSeek-V3's `e_score_correction_bias`).
-            core_NE: Experts that may be chosen; None allows all.
+            core_NE: Experts that may be chosen; None allows all. If too few of them may, others fill up
+                the `top_k`, which `mix` gives no weight.
         """
-        ranked_NE = scores_NE.detach()
-        if bias_E is not None:
-            ranked_NE = ranked_NE + bias_E.to(ranked_NE.dtype)
-        if self.groups > 1:
-            ranked_NE = ranked_NE.masked_fill(~self._kept(ranked_NE), -torch.inf)
-        if core_NE is not None:
-            ranked_NE = ranked_NE.masked_fill(~core_NE, -torch.inf)
-        return ranked_NE.topk(self.top_k, dim=-1).indices
+        return self._rank(scores_NE, bias_E, core_NE).topk(self.top_k, dim=-1).indices
 
     def weigh(self, scores_NE: torch.Tensor, indices_NK: torch.Tensor) -> torch.Tensor:
         """Weights of chosen experts; differentiable in the scores."""
@@ -105,19 +99,40 @@ class RoutingRule:
             mass_N1: Sum that the weights shall have, instead of what comes out: a flattened pathway
                 would otherwise shrink a family's output that does not renormalise (specs §3.3, 12).
         """
-        chosen_NK = self.choose(scores_NE, bias_E=bias_E, core_NE=core_NE)
+        ranked_NE = self._rank(scores_NE, bias_E, core_NE)
+        chosen_NK = ranked_NE.topk(self.top_k, dim=-1).indices
+        # A small core has fewer than `top_k` experts: what fills them up is not on.
+        live_NE = torch.where(ranked_NE.isneginf(), 0.0, scores_NE)
         if selection == "hard":
-            indices_NW, weights_NW = chosen_NK, self.weigh(scores_NE, chosen_NK)
+            indices_NW, weights_NW = chosen_NK, self.weigh(live_NE, chosen_NK)
         else:
-            indices_NW, weights_NW = self._straight_through(scores_NE, chosen_NK, core_NE)
+            indices_NW, weights_NW = self._straight_through(scores_NE, live_NE, chosen_NK, core_NE)
         if mass_N1 is not None:
             weights_NW = weights_NW * (mass_N1 / weights_NW.sum(-1, keepdim=True))
         return Mixture(indices_NW=indices_NW, weights_NW=weights_NW)
 
+    def _rank(
+        self, scores_NE: torch.Tensor, bias_E: torch.Tensor | None, core_NE: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What experts are chosen by; −inf for those that may not be."""
+        ranked_NE = scores_NE.detach()
+        if bias_E is not None:
+            ranked_NE = ranked_NE + bias_E.to(ranked_NE.dtype)
+        if self.groups > 1:
+            ranked_NE = ranked_NE.masked_fill(~self._kept(ranked_NE), -torch.inf)
+        if core_NE is not None:
+            ranked_NE = ranked_NE.masked_fill(~core_NE, -torch.inf)
+        return ranked_NE
+
     def _straight_through(
-        self, scores_NE: torch.Tensor, chosen_NK: torch.Tensor, core_NE: torch.Tensor | None
+        self,
+        scores_NE: torch.Tensor,
+        live_NE: torch.Tensor,
+        chosen_NK: torch.Tensor,
+        core_NE: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         on_NE = torch.zeros_like(scores_NE, dtype=torch.bool).scatter(-1, chosen_NK, True)
+        on_NE = on_NE & (live_NE != 0)
         core_NE = torch.ones_like(on_NE) if core_NE is None else core_NE
         # The core's experts first; rows with a smaller core are filled up with experts of weight 0.
         width = int(core_NE.sum(-1).max())
@@ -125,7 +140,7 @@ class RoutingRule:
         indices_NW = indices_NW[..., :width]
         soft_NW = scores_NE.gather(-1, indices_NW)
         if self.renormalises:
-            chosen_sum_N1 = scores_NE.gather(-1, chosen_NK).sum(-1, keepdim=True)
+            chosen_sum_N1 = live_NE.gather(-1, chosen_NK).sum(-1, keepdim=True)
             soft_NW = soft_NW / chosen_sum_N1
         soft_NW = soft_NW * self.scale
         off_NW = soft_NW - soft_NW.detach()  # no value, but a gradient

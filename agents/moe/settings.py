@@ -27,13 +27,18 @@ class RemixSettings(BaseModel):
     )
     neighbours: int = Field(default=3, ge=1, description="Solved references to fit to.")
     held_back: int = Field(
-        default=1, ge=0, description="Further neighbours that a change must help; 0 accepts every change."
+        default=1,
+        ge=0,
+        description="Further neighbours that a change must help; 0 accepts every change.",
     )
     balanced: bool = Field(default=False, description="Spread the neighbours' gold letters evenly.")
     kernel: Literal["gaussian", "linear", "polynomial", "matern", "cosine"] = "gaussian"
     bandwidth: float | Literal["median"] = "median"
     cut_off: float = Field(
-        default=0.95, gt=0, le=1, description="More similar references are taken for the question itself."
+        default=0.95,
+        gt=0,
+        le=1,
+        description="More similar references are taken for the question itself.",
     )
     min_similarity: float = Field(
         default=0.0, ge=-1, le=1, description="Farther neighbours do not count at all."

@@ -17,7 +17,7 @@ import torch
 from .architecture import MoeModel
 from .gates import last_positions, record
 
-__all__ = ["TokenStates", "capture", "join_states"]
+__all__ = ["TokenStates", "blank", "capture", "join_states"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,9 @@ def join_states(parts: Sequence[TokenStates]) -> TokenStates:
         residual_ND=torch.cat([part.residual_ND for part in parts]),
         input_ND=torch.cat([part.input_ND for part in parts]),
         keys={i: join_padded([part.keys[i] for part in parts], longest, 2) for i in first.keys},
-        values={i: join_padded([part.values[i] for part in parts], longest, 2) for i in first.values},
+        values={
+            i: join_padded([part.values[i] for part in parts], longest, 2) for i in first.values
+        },
         lengths_N=torch.cat([part.lengths_N for part in parts]),
         pathway_NME=torch.cat([part.pathway_NME for part in parts]),
         logits_NO=torch.cat([part.logits_NO for part in parts]),
@@ -143,7 +145,7 @@ def capture(
         layer.block.register_forward_pre_hook(see("input"), with_kwargs=True),
     ]
     # Without a configuration the cache keeps all tokens in sliding layers too; the mask knows the window.
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     try:
         with record(moe) as recording:
             output = moe.base(
@@ -164,13 +166,15 @@ def capture(
         first=first,
         residual_ND=seen["residual"][rows_B, last_B],
         input_ND=seen["input"][rows_B, last_B],
-        keys={index: _align(cache.layers[index].keys, order_BT[:, :-1]) for index in above},
-        values={index: _align(cache.layers[index].values, order_BT[:, :-1]) for index in above},
+        keys={i: _align(cache.layers[i].keys, order_BT, lengths_B) for i in above},
+        values={i: _align(cache.layers[i].values, order_BT, lengths_B) for i in above},
         lengths_N=lengths_B,
         pathway_NME=recording.at(last_B, layers),
         layers=layers,
         logits_NO=moe.read_logits(output.last_hidden_state[rows_B, last_B], tokens_O),
-        hidden_NTD=_align(seen["hidden"][:, None], order_BT)[:, 0] if keeps_hidden else None,
+        hidden_NTD=_align(seen["hidden"][:, None], order_BT, lengths_B + 1)[:, 0]
+        if keeps_hidden
+        else None,
     )
 
 
@@ -179,12 +183,18 @@ def _order(mask_BT: torch.Tensor) -> torch.Tensor:
     return mask_BT.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
 
 
-def _align(tensor_BHTD: Any, order_BT: torch.Tensor) -> torch.Tensor:
-    """Move each row's tokens to the left; the last token of longer rows' neighbours is padding."""
-    index = order_BT[:, None, :, None].expand(
-        -1, tensor_BHTD.shape[1], -1, tensor_BHTD.shape[-1]
-    )
-    return tensor_BHTD.gather(2, index)
+def _align(tensor_BHTD: Any, order_BT: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+    """Move each row's first tokens to the left, with zeros behind them, as many as the longest has."""
+    order_BT = order_BT[:, : int(lengths_B.max())]
+    index = order_BT[:, None, :, None].expand(-1, tensor_BHTD.shape[1], -1, tensor_BHTD.shape[-1])
+    return blank(tensor_BHTD.gather(2, index), lengths_B)
+
+
+def blank(tensor_BHTD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+    """Zeros behind each row's tokens: what stands there must not depend on the other rows."""
+    places_T = torch.arange(tensor_BHTD.shape[2], device=tensor_BHTD.device)
+    here_BT = places_T < lengths_B[:, None]
+    return tensor_BHTD.where(here_BT[:, None, :, None], 0.0)
 
 
 def _fill(tensor: torch.Tensor, length: int, dim: int) -> torch.Tensor:

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from ...retrieval import InputError
-from .architecture import MoeLayer, MoeModel
+from .architecture import MoeModel
 from .attending import attending_once, can_attend_once
 from .problem import Selection
-from .routing import Mixture
+from .replacing import Replacement, run_experts, run_shared
 from .states import TokenStates
 
 __all__ = ["SuffixEngine", "SuffixRows", "frozen", "window_of"]
@@ -103,8 +103,8 @@ class SuffixEngine:
         return SuffixRows(
             states=_compact(states),
             core_RCE=core_RCE,
-            rest_RD=_run_shared(layer, states.input_ND),
-            outputs_RWD=_run_experts(layer, states.input_ND, indices_RW),
+            rest_RD=run_shared(layer, states.input_ND),
+            outputs_RWD=run_experts(layer, states.input_ND, indices_RW),
             indices_RW=indices_RW,
         )
 
@@ -134,7 +134,7 @@ class SuffixEngine:
                 hooks.enter_context(attending_once(self.moe))
             for place, layer in enumerate(self._critical[1:], 1):
                 core = None if rows.core_RCE is None else rows.core_RCE[:, place]
-                hook = _Replace(
+                hook = Replacement(
                     layer, routing_RCE[:, place], core, selection, keeps_mass=self.keeps_mass
                 )
                 hooks.callback(layer.router.register_forward_hook(hook).remove)
@@ -165,7 +165,9 @@ class SuffixEngine:
         mass_R1 = None
         if self.keeps_mass:
             default_RE = states.pathway_at([layer.index])[:, 0]
-            mass_R1 = layer.rule.mix(default_RE, bias_E=layer.bias_E).weights_NW.sum(-1, keepdim=True)
+            mass_R1 = layer.rule.mix(default_RE, bias_E=layer.bias_E).weights_NW.sum(
+                -1, keepdim=True
+            )
         mixture = layer.rule.mix(
             routing_RE, bias_E=layer.bias_E, core_NE=core_RE, selection=selection, mass_N1=mass_R1
         )
@@ -224,78 +226,6 @@ class _Own:
         return keys, values
 
 
-class _Replace:
-    """Gives every row its own mixture of experts.
-
-    Experts that are off but may get a gradient have weight 0: nothing flows back through them, so they
-    run beside the layer's own experts and without a graph.
-    """
-
-    def __init__(
-        self,
-        layer: MoeLayer,
-        routing_RE: torch.Tensor,
-        core_RE: torch.Tensor | None,
-        selection: Selection,
-        *,
-        keeps_mass: bool,
-    ) -> None:
-        self._layer, self._routing_RE, self._core_RE = layer, routing_RE, core_RE
-        self._selection, self._keeps_mass = selection, keeps_mass
-        self._others = routing_RE.new_zeros(0, 0, dtype=torch.long), routing_RE.new_zeros(0, 0)
-
-    def __call__(
-        self, module: Any, inputs: Any, output: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, ...]:
-        _, at_weights, at_indices = self._layer.output
-        own_RK = output[at_weights]
-        mixture: Mixture = self._layer.rule.mix(
-            self._routing_RE,
-            bias_E=self._layer.bias_E,
-            core_NE=self._core_RE,
-            selection=self._selection,
-            mass_N1=own_RK.sum(-1, keepdim=True).to(self._routing_RE.dtype)
-            if self._keeps_mass
-            else None,
-        )
-        # Never below the hidden states' precision: some routers give float32 in a float64 model.
-        weights_RW = mixture.weights_NW.to(torch.promote_types(own_RK.dtype, inputs[0].dtype))
-        indices_RW, number = mixture.indices_NW, self._layer.rule.top_k
-        if indices_RW.shape[-1] > number:
-            chosen_RK = self._layer.rule.choose(
-                self._routing_RE, bias_E=self._layer.bias_E, core_NE=self._core_RE
-            )
-            on_RE = torch.zeros_like(self._routing_RE).scatter(-1, chosen_RK, 1.0)
-            order_RW = on_RE.gather(-1, indices_RW).argsort(dim=-1, descending=True, stable=True)
-            indices_RW, weights_RW = indices_RW.gather(-1, order_RW), weights_RW.gather(-1, order_RW)
-        self._others = indices_RW[:, number:], weights_RW[:, number:]
-        new = list(output)
-        new[at_weights], new[at_indices] = weights_RW[:, :number], indices_RW[:, :number]
-        return tuple(new)
-
-    def add_others(self, module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        """Nothing in value; in the backward pass, the gradients of the weights of experts that are off."""
-        indices_RW, weights_RW = self._others
-        if not weights_RW.requires_grad or not indices_RW.shape[-1]:
-            return output
-        with torch.no_grad():
-            outputs_RWD = _run_experts(self._layer, inputs[0].detach(), indices_RW)
-        added_RD = torch.einsum("rw,rwd->rd", weights_RW.to(outputs_RWD.dtype), outputs_RWD)
-        return output + added_RD.view_as(output)
-
-
-def _run_experts(
-    layer: MoeLayer, input_RD: torch.Tensor, indices_RW: torch.Tensor
-) -> torch.Tensor:
-    """Each named expert's own output, [R, W, D]: the model's experts, one at a time with weight 1."""
-    rows, width = indices_RW.shape
-    repeated_PD = input_RD.repeat_interleave(width, dim=0)
-    indices_P1 = indices_RW.reshape(-1, 1)
-    ones_P1 = torch.ones(indices_P1.shape, dtype=input_RD.dtype, device=input_RD.device)
-    # Not by calling the module: hooks on it are none of ours.
-    return layer.experts.forward(repeated_PD, indices_P1, ones_P1).view(rows, width, -1)
-
-
 def _compact(states: TokenStates) -> TokenStates:
     """The same with keys and values in one piece each, which products are quickest on."""
     return replace(
@@ -303,24 +233,6 @@ def _compact(states: TokenStates) -> TokenStates:
         keys={index: part.contiguous() for index, part in states.keys.items()},
         values={index: part.contiguous() for index, part in states.values.items()},
     )
-
-
-def _run_shared(layer: MoeLayer, input_RD: torch.Tensor) -> torch.Tensor:
-    """What the block gives when its routed experts count nothing: the shared experts, if it has any."""
-    _, weights, indices = layer.output
-
-    def silence(module: Any, inputs: Any, output: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
-        new = list(output)
-        new[weights] = torch.zeros_like(output[weights][:, :1])
-        new[indices] = output[indices][:, :1]
-        return tuple(new)
-
-    handle = layer.router.register_forward_hook(silence)
-    try:
-        given = layer.block(input_RD[:, None])
-    finally:
-        handle.remove()
-    return (given[0] if isinstance(given, tuple) else given)[:, 0]
 
 
 def window_of(layer: Any, config: Any) -> int | None:

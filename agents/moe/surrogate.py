@@ -52,9 +52,7 @@ class NeighbourLosses:
         """See `Objective`. What does not depend on the routing is computed in the first call."""
         number = self._gold_QN.shape[1]
         rows = self._prepare(core_QCE)
-        logits_RO = self._engine.run(
-            rows, routing_QCE.repeat_interleave(number, dim=0), selection
-        )
+        logits_RO = self._engine.run(rows, routing_QCE.repeat_interleave(number, dim=0), selection)
         places_O = torch.arange(logits_RO.shape[-1], device=logits_RO.device)
         absent_RO = places_O >= self._options_QN.reshape(-1, 1)
         logprobs_RO = logits_RO.masked_fill(absent_RO, -torch.inf).log_softmax(-1)

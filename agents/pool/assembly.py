@@ -8,11 +8,12 @@ import importlib.metadata
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ...retrieval import InputError
+from ...retrieval import InputError, fingerprint, read_questions
 from ..engines import Engine
 from .catalog import Catalog
+from .conversion import cache_folder
 from .devices import on_cuda
 from .families import find_family
 from .groups import Group
@@ -26,6 +27,7 @@ from .specs import (
     TransformersExpert,
     VllmExpert,
 )
+from .splitting import split_up
 from .weights import ResolvedWeights, estimate_memory, resolve_weights
 
 if TYPE_CHECKING:
@@ -69,6 +71,8 @@ def prepare(group: Group, catalog: Catalog) -> Prepared:
             weights = resolve_weights(spec.weights, root=catalog.root)
             if spec.merge is not None:
                 weights = merged(weights, catalog.locate(spec.merge))
+            if spec.split is not None:
+                weights = split_up(weights, spec.split)
             adapters = sorted((alias, hash_adapter(path)) for alias, path in group.adapters.items())
             template = _read_template(spec.chat_template, catalog)
             return Prepared(
@@ -81,6 +85,7 @@ def prepare(group: Group, catalog: Catalog) -> Prepared:
                     template,
                     adapters,
                     _context(group),
+                    *_remixing(spec, catalog),
                 ),
                 memory_bytes=_need(group, weights),
                 weights=weights,
@@ -151,16 +156,8 @@ def build_engine(
                 launcher=launcher,
             )
         case TransformersExpert():
-            from ..engines.transformers import TransformersEngine
-
             assert prepared.weights is not None
-            return TransformersEngine(
-                group.name,
-                prepared.weights.model,
-                dtype=spec.dtype,
-                context_length=_context(group),
-                chat_template=_read_template(spec.chat_template, catalog),
-            )
+            return _build_transformers(spec, prepared, catalog)
         case OpenAIExpert():
             from ..engines.openai import OpenAIEngine
 
@@ -202,6 +199,38 @@ def build_engine(
             return (
                 engine() if isinstance(engine, type) or not isinstance(engine, Engine) else engine
             )
+
+
+def _build_transformers(spec: TransformersExpert, prepared: Prepared, catalog: Catalog) -> Engine:
+    assert prepared.weights is not None
+    name, model = prepared.group.name, prepared.weights.model
+    settings: dict[str, Any] = {
+        "dtype": spec.dtype,
+        "context_length": _context(prepared.group),
+        "chat_template": _read_template(spec.chat_template, catalog),
+    }
+    if spec.remix is None:
+        from ..engines.transformers import TransformersEngine
+
+        return TransformersEngine(name, model, **settings)
+    from ..moe.expert import RemixEngine
+
+    return RemixEngine(
+        name,
+        model,
+        references=read_questions(catalog.locate(spec.remix.references)),
+        remix=spec.remix.to_settings(),
+        folder=cache_folder() / "references" / prepared.identity[:40],
+        budget_bytes=round(spec.remix.budget_gib * 2**30),
+        **settings,
+    )
+
+
+def _remixing(spec: VllmExpert | TransformersExpert, catalog: Catalog) -> Iterable[str]:
+    """What re-mixed answers depend on besides: settings and references."""
+    if isinstance(spec, TransformersExpert) and spec.remix is not None:
+        yield spec.remix.model_dump_json()
+        yield fingerprint(read_questions(catalog.locate(spec.remix.references)))
 
 
 def _local_specs(group: Group) -> Iterable[VllmExpert | TransformersExpert]:

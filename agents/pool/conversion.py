@@ -78,7 +78,7 @@ def make_entry(entry: Path, fill: Callable[[Path], None]) -> Path:
     return entry
 
 
-def run_child(module: str, *arguments: Path) -> str | None:
+def run_child(module: str, *arguments: Path | str) -> str | None:
     """Run one of our modules as a program, for work whose memory we want back.
 
     Returns:

@@ -90,7 +90,16 @@ def _identify(spec: ExpertSpec, catalog: Catalog) -> str:
         case VllmExpert() | TransformersExpert():
             # Not the context length: the group is given the longest that one of its experts wants.
             parts: dict[str, Any] = spec.model_dump(
-                mode="json", include={"engine", "weights", "merge", "dtype", "chat_template"}
+                mode="json",
+                include={
+                    "engine",
+                    "weights",
+                    "merge",
+                    "split",
+                    "remix",
+                    "dtype",
+                    "chat_template",
+                },
             )
             parts["root"] = str(catalog.root)
         case OpenAIExpert():
@@ -117,7 +126,8 @@ def _name_weights(spec: ExpertSpec) -> str:
     match spec:
         case VllmExpert() | TransformersExpert():
             name = str(next(iter(spec.weights.model_dump().values())))
-            return name if spec.merge is None else f"{name} + {spec.merge}"
+            name = name if spec.merge is None else f"{name} + {spec.merge}"
+            return name if spec.split is None else f"{name} in {spec.split.experts} experts"
         case OpenAIExpert() | ChatModelExpert() | ReplayExpert():
             return spec.model
         case ScriptedExpert():

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from ..engines import Sampling
+from ..moe.settings import RemixSettings
 from ..reason import AnswerStyle
 from .weights import FolderWeights, HubWeights, PackageWeights
 
@@ -19,9 +20,11 @@ __all__ = [
     "GivenExpert",
     "OpenAIExpert",
     "PoolFile",
+    "RemixSpec",
     "ReplayExpert",
     "SamplingSpec",
     "ScriptedExpert",
+    "SplitSpec",
     "TransformersExpert",
     "VllmExpert",
 ]
@@ -56,7 +59,8 @@ class _Expert(_Strict):
     persona: str | None = Field(None, description="A system turn put before every question.")
     style: AnswerStyle = Field(
         "reason",
-        description="reason: write an answer. score: choose the likeliest option (needs local weights).",
+        description="reason: write an answer. score: choose the likeliest option (needs local weights). "
+        "letter: the same by the letters of the listed options.",
     )
     sampling: SamplingSpec = SamplingSpec()
 
@@ -77,6 +81,27 @@ Weights = Annotated[
 ]
 
 
+class SplitSpec(_Strict):
+    """How dense weights are made into a mixture of experts; see `expertmix moe build`."""
+
+    layers: int = Field(8, ge=1, description="Layers with experts, from the top.")
+    experts: int = Field(16, ge=2, description="Routed experts of such a layer.")
+    top_k: int = Field(8, ge=1, description="How many of them are on for a token.")
+
+
+class RemixSpec(RemixSettings):
+    """Re-mixing the experts inside a mixture-of-experts model (C3PO), and whom to follow."""
+
+    references: str = Field(
+        description="Questions with gold answers (.jsonl, .parquet), beside the pool file."
+    )
+    budget_gib: float = Field(8.0, gt=0, description="Room for the references' states on disk.")
+
+    def to_settings(self) -> RemixSettings:
+        """What the method itself needs."""
+        return RemixSettings(**self.model_dump(exclude={"references", "budget_gib"}))
+
+
 class _LocalExpert(_Expert):
     weights: Weights = Field(
         description="{hub, revision} with 40 hexadecimal digits, {path} under root, or {package}."
@@ -84,6 +109,9 @@ class _LocalExpert(_Expert):
     merge: str | None = Field(
         None,
         description="Folder of a LoRA adapter to add to the weights: another model, at full speed.",
+    )
+    split: SplitSpec | None = Field(
+        None, description="Make dense weights into a mixture of experts, once, in the cache."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     context: int | None = Field(None, ge=64, description="Tokens for prompt and answer together.")
@@ -106,6 +134,9 @@ class TransformersExpert(_LocalExpert):
     """Local weights run by transformers inside this process."""
 
     engine: Literal["transformers"]
+    remix: RemixSpec | None = Field(
+        None, description="Re-mix the experts inside the model for every multiple-choice question."
+    )
 
 
 class OpenAIExpert(_Expert):

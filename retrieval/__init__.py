@@ -2,19 +2,24 @@
 
 from .embed import Encoder, MiniLM, as_encoder, encode_texts
 from .errors import InputError
+from .given import GivenVectors
 from .index import Hit, VectorIndex
+from .neighbours import Neighbour, Neighbours
 from .questions import AnswerKind, Question, fingerprint, read_questions
-from .references import Neighbour, Neighbours, ReferenceSet, embedding_text
+from .references import ReferenceSet, embedding_text
+from .retriever import ReferenceRetriever
 
 __all__ = [
     "AnswerKind",
     "Encoder",
+    "GivenVectors",
     "Hit",
     "InputError",
     "MiniLM",
     "Neighbour",
     "Neighbours",
     "Question",
+    "ReferenceRetriever",
     "ReferenceSet",
     "VectorIndex",
     "as_encoder",

@@ -1,47 +1,38 @@
-"""Labelled questions, found by what they resemble, without ever leaking the question itself."""
+"""Labelled questions, found by what they resemble, without ever leaking the question itself.
+
+Shapes: N references, Q questions, D dimensions, C candidates, K neighbours.
+"""
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from langchain_core.embeddings import Embeddings
 
+from .choosing import choose_nearest, mask_of
+from .drawing import draw_rows
 from .embed import Encoder, as_encoder
 from .errors import InputError
-from .index import Hit, VectorIndex
+from .index import VectorIndex
+from .leakage import CUT_OFF, LeakageGuard, normal_text
+from .neighbours import Neighbour, Neighbours, collect
 from .questions import Question
+from .search import SPARE, Search
 
-__all__ = ["Neighbour", "Neighbours", "ReferenceSet", "embedding_text", "normal_text"]
+__all__ = [
+    "CUT_OFF",
+    "Neighbour",
+    "Neighbours",
+    "ReferenceSet",
+    "embedding_text",
+    "normal_text",
+]
 
-CUT_OFF = 0.95
-COMMON_OPTIONS = 4
-"""Options that at least so many references share (`yes`, `no`) do not betray the question."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbour:
-    """A reference that resembles a question."""
-
-    question: Question
-    similarity: float
-    """Cosine of the two embeddings."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbours:
-    """What was found, the most similar first, and what the leakage guard held back."""
-
-    found: tuple[Neighbour, ...]
-    dropped: Mapping[str, int]
-    """Reason → number of references dropped among those nearer than the last one found. Reasons:
-    `same id`, `same text`, `same options`, `too similar`; the first that applies counts."""
+Rows = npt.NDArray[np.int64]
 
 
 class ReferenceSet:
@@ -51,51 +42,160 @@ class ReferenceSet:
         self.questions = tuple(questions)
         self.index = index
         self.encoder = encoder
-        self._texts = [normal_text(question.text) for question in self.questions]
-        self._options = [_option_set(question) for question in self.questions]
-        self._option_counts = Counter(self._options)
+        self._guard = LeakageGuard(self.questions)
+        self._letters_N = np.array(
+            [ord(q.gold) if q.gold and q.kind == "choice" else -1 for q in self.questions]
+        )
 
     @classmethod
-    def build(cls, questions: Iterable[Question], encoder: Encoder | Embeddings) -> ReferenceSet:
+    def build(
+        cls,
+        questions: Iterable[Question],
+        encoder: Encoder | Embeddings,
+        *,
+        vectors_ND: npt.ArrayLike | None = None,
+    ) -> ReferenceSet:
         """Embed and index questions.
 
+        Args:
+            questions: With gold answers.
+            encoder: Makes the vectors; `GivenVectors` says what made those that are given.
+            vectors_ND: The vectors [N, D], if there are any already.
+
         Raises:
-            InputError: a question has no gold answer, an id comes twice, or there are none.
+            InputError: a question has no gold answer, an id comes twice, there are none, or there is not
+                one usable vector for each.
         """
         references = list(questions)
         if not references:
             raise InputError("there are no references; give questions with gold answers")
         _check_labels(references)
         used = as_encoder(encoder)
-        vectors_ND = used.encode([embedding_text(question) for question in references])
+        if vectors_ND is None:
+            vectors_ND = used.encode([embedding_text(question) for question in references])
         rows = [question.to_json() for question in references]
         return cls(references, VectorIndex.build(vectors_ND, rows, used.name, used.revision), used)
 
     def __len__(self) -> int:
         return len(self.questions)
 
-    def neighbours(self, question: Question, k: int, *, cut_off: float = CUT_OFF) -> Neighbours:
+    def neighbours(
+        self,
+        question: Question,
+        k: int,
+        *,
+        cut_off: float = CUT_OFF,
+        within: float | None = None,
+        balanced: bool = False,
+        among: npt.ArrayLike | None = None,
+    ) -> Neighbours:
         """The `k` references most similar to `question`; see `neighbours_of_many`."""
-        return self.neighbours_of_many([question], k, cut_off=cut_off)[0]
+        return self.neighbours_of_many(
+            [question], k, cut_off=cut_off, within=within, balanced=balanced, among=among
+        )[0]
 
     def neighbours_of_many(
-        self, questions: Sequence[Question], k: int, *, cut_off: float = CUT_OFF
+        self,
+        questions: Sequence[Question],
+        k: int,
+        *,
+        cut_off: float = CUT_OFF,
+        within: float | None = None,
+        balanced: bool = False,
+        among: npt.ArrayLike | None = None,
     ) -> list[Neighbours]:
         """For each question the `k` most similar references that are not the question in disguise.
 
         A reference is dropped, and counted, if it has the question's id, its text but for case,
-        punctuation and spaces, its set of options in any order, or a similarity above `cut_off`.
+        punctuation and spaces, its set of options in any order, or a similarity above `cut_off`. Equal
+        ones come by row. A question's neighbours do not depend on what else is asked with it.
 
         Args:
             questions: The questions, embedded together.
             k: References wanted; fewer come back if too few are left.
             cut_off: Largest similarity that is let through.
+            within: Smallest similarity that still counts as near (a ball); `k` is then the most that
+                come back.
+            balanced: Spread the neighbours' gold letters evenly: of the 8·`k` nearest choices, each letter
+                gives its nearest, then each its second nearest, and so on until there are `k`. They still
+                come by similarity. References that are no choices do not take part.
+            among: Only these references: one truth value each, or rows.
+
+        Raises:
+            InputError: `k` is below 1, `within` is above `cut_off`, or `among` names none or unknown ones.
         """
         if not questions:
             return []
         vectors_QD = self.encoder.encode([embedding_text(question) for question in questions])
+        return self.neighbours_of_vectors(
+            questions, vectors_QD, k, cut_off=cut_off, within=within, balanced=balanced, among=among
+        )
+
+    def neighbours_of_vectors(
+        self,
+        questions: Sequence[Question],
+        vectors_QD: npt.ArrayLike,
+        k: int,
+        *,
+        cut_off: float = CUT_OFF,
+        within: float | None = None,
+        balanced: bool = False,
+        among: npt.ArrayLike | None = None,
+    ) -> list[Neighbours]:
+        """As `neighbours_of_many`, by vectors [Q, D] of the questions that whatever made the set's gave.
+
+        Raises:
+            InputError: as `neighbours_of_many`, or there is not one finite vector of the set's dimension
+                for each question.
+        """
+        search = Search(
+            k=k,
+            cut_off=cut_off,
+            within=within,
+            balanced=balanced,
+            among_N=mask_of(among, len(self)),
+        )
+        vectors_QD = _one_each(questions, vectors_QD)
+        marks = self._guard.mark(questions)
+        return search.run(
+            self.questions, self._letters_N, self.index, self._guard, marks, vectors_QD
+        )
+
+    def random_neighbours(
+        self,
+        questions: Sequence[Question],
+        k: int,
+        seed: int,
+        *,
+        vectors_QD: npt.ArrayLike | None = None,
+        cut_off: float = CUT_OFF,
+        among: npt.ArrayLike | None = None,
+    ) -> list[Neighbours]:
+        """For each question `k` references drawn at random, under the same guard: a control.
+
+        What is drawn depends on the seed, the question's id and text, and on `among`.
+
+        Args:
+            questions: The questions.
+            k: References wanted; fewer come back if too few are left.
+            seed: Another one draws others.
+            vectors_QD: The questions' vectors; by default they are embedded.
+            cut_off: Largest similarity that is let through.
+            among: Only these references: one truth value each, or rows.
+
+        Raises:
+            InputError: as `neighbours_of_vectors`.
+        """
+        search = Search(k=k, cut_off=cut_off, among_N=mask_of(among, len(self)))
+        if not questions:
+            return []
+        if vectors_QD is None:
+            vectors_QD = self.encoder.encode([embedding_text(question) for question in questions])
+        vectors_QD = _one_each(questions, vectors_QD)
+        among_N = search.among_N
+        rows_M = np.arange(len(self)) if among_N is None else np.flatnonzero(among_N)
         return [
-            self._guarded(question, vector_D, k, cut_off)
+            self._draw(question, vector_D, k, seed, rows_M, cut_off)
             for question, vector_D in zip(questions, vectors_QD, strict=True)
         ]
 
@@ -116,39 +216,28 @@ class ReferenceSet:
         _check_labels(questions)
         return cls(questions, index, used)
 
-    def _guarded(
-        self, question: Question, vector_D: npt.NDArray[np.float32], k: int, cut_off: float
+    def _draw(
+        self,
+        question: Question,
+        vector_D: npt.NDArray[np.float32],
+        k: int,
+        seed: int,
+        rows_M: Rows,
+        cut_off: float,
     ) -> Neighbours:
-        text, options = normal_text(question.text), _option_set(question)
-        wanted = k + 16
+        marks, number = self._guard.mark([question]), min(len(rows_M), k + SPARE)
         while True:
-            found: list[Neighbour] = []
-            dropped: Counter[str] = Counter()
-            hits = self.index.search(vector_D[np.newaxis], wanted)[0]
-            for hit in hits:
-                if len(found) == k:
-                    break
-                reason = self._reason_to_drop(hit, question.id, text, options, cut_off)
-                if reason:
-                    dropped[reason] += 1
-                else:
-                    reference = self.questions[hit.row]
-                    found.append(Neighbour(question=reference, similarity=hit.similarity))
-            if len(found) == k or wanted >= len(self):
-                return Neighbours(found=tuple(found), dropped=dict(dropped))
-            wanted *= 4
-
-    def _reason_to_drop(
-        self, hit: Hit, question_id: str, text: str, options: frozenset[str], cut_off: float
-    ) -> str | None:
-        if self.questions[hit.row].id == question_id:
-            return "same id"
-        if self._texts[hit.row] == text:
-            return "same text"
-        is_telling = bool(options) and self._option_counts[options] < COMMON_OPTIONS
-        if is_telling and self._options[hit.row] == options:
-            return "same options"
-        return "too similar" if hit.similarity > cut_off else None
+            rows_1C = draw_rows(question, seed, rows_M, number)[np.newaxis]
+            similarities_1C = self.index.similarities(vector_D, rows_1C).astype(np.float64)
+            reasons_1C = self._guard.reasons(marks, rows_1C, similarities_1C, cut_off)
+            places_1K = choose_nearest(reasons_1C == 0, k)
+            one = collect(self.questions, k, places_1K, rows_1C, similarities_1C, reasons_1C)[0]
+            if len(one.found) == k or number == len(rows_M):
+                nearest = sorted(
+                    one.found, key=lambda neighbour: (-neighbour.similarity, neighbour.row)
+                )
+                return replace(one, found=tuple(nearest))
+            number = len(rows_M)
 
 
 def embedding_text(question: Question) -> str:
@@ -156,14 +245,14 @@ def embedding_text(question: Question) -> str:
     return "\n".join((question.text, *question.options))
 
 
-def normal_text(text: str) -> str:
-    """A text without case, punctuation and extra spaces; operators and digits stay."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.sub(r"[^\w+\-*/=<>^%]+", " ", text).split())
-
-
-def _option_set(question: Question) -> frozenset[str]:
-    return frozenset(normal_text(option) for option in question.options)
+def _one_each(questions: Sequence[Question], vectors_QD: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    vectors = np.asarray(vectors_QD, dtype=np.float32)
+    vectors = vectors[np.newaxis] if vectors.ndim == 1 and vectors.size else vectors
+    if (vectors.ndim != 2 and vectors.size) or len(vectors) != len(questions):
+        raise InputError(
+            f"{len(questions)} questions need a vector each, got an array of shape {vectors.shape}"
+        )
+    return vectors
 
 
 def _check_labels(questions: Sequence[Question]) -> None:

@@ -56,20 +56,80 @@ def test_batch_and_single_queries_find_the_same() -> None:
     assert index.search(queries_QD, 4) == singly
 
 
-def test_a_large_index_finds_nearly_what_brute_force_finds_and_always_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def clustered_vectors(n: int, dimension: int, seed: int = 0) -> npt.NDArray[np.float32]:
+    """Forty bunches, as texts form; the bunches are the same for every seed."""
+    rng = np.random.default_rng(seed)
+    bunches = random_vectors(40, dimension, 99)[rng.integers(0, 40, n)]
+    return bunches + rng.normal(size=(n, dimension)).astype(np.float32)
+
+
+@pytest.fixture
+def small_flat_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("expertmix.retrieval.index.FLAT_ROWS", 1000)
-    vectors_ND, queries_QD = random_vectors(3000, 16), random_vectors(50, 16, 1)
-    hits = build(vectors_ND).search(queries_QD, 10)
-    units_ND = vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-    nearest_QK = np.argsort(-(queries_QD @ units_ND.T), axis=1)[:, :10]
+
+
+@pytest.mark.usefixtures("small_flat_size")
+@pytest.mark.parametrize("shift", [0.0, 10.0])
+def test_a_large_index_finds_nearly_what_brute_force_finds_and_always_the_same(
+    shift: float,
+) -> None:
+    # Shifted, all vectors point nearly the same way, as a model's hidden states do.
+    vectors_ND = clustered_vectors(5000, 48) + np.float32(shift)
+    queries_QD = clustered_vectors(50, 48, 1) + np.float32(shift)
+    index = build(vectors_ND)
+    hits = index.search(queries_QD, 10)
+    exact_QK = np.argsort(-(index.vectors_ND @ queries_QD.T).T, axis=1)[:, :10]
     shared = [
         len({hit.row for hit in row} & set(near.tolist()))
-        for row, near in zip(hits, nearest_QK, strict=True)
+        for row, near in zip(hits, exact_QK, strict=True)
     ]
     assert sum(shared) / 500 > 0.95
     assert build(vectors_ND).search(queries_QD, 10) == hits
+    assert [index.search(query_D, 10)[0] for query_D in queries_QD] == hits
+    assert index.nbytes < 5000 * (48 * 4 + 48 // 2 + 8) + 200 * 48 * 4
+
+
+@pytest.mark.usefixtures("small_flat_size")
+def test_a_large_index_gives_equal_rows_in_row_order() -> None:
+    vectors_ND = np.concatenate(
+        [clustered_vectors(1500, 24), np.tile(random_vectors(1, 24), (900, 1))]
+    )
+    hits = build(vectors_ND).search(vectors_ND[-1], 20)[0]
+    assert [hit.row for hit in hits] == list(range(1500, 1520))
+
+
+@pytest.mark.usefixtures("small_flat_size")
+@pytest.mark.parametrize("dimension", [1, 3, 130, 257])
+def test_a_large_index_takes_vectors_of_any_length(dimension: int) -> None:
+    vectors_ND = random_vectors(1200, dimension)
+    hits = build(vectors_ND).search(vectors_ND[700:710], 1)
+    assert [row[0].similarity for row in hits] == pytest.approx([1.0] * 10, abs=1e-6)
+
+
+@pytest.mark.usefixtures("small_flat_size")
+@pytest.mark.parametrize("share", [0.1, 0.6])
+def test_only_some_rows_are_searched(share: float) -> None:
+    index, queries_QD = build(clustered_vectors(3000, 16)), clustered_vectors(40, 16, 1)
+    among_N = np.random.default_rng(0).random(3000) < share
+    rows_QK, similarities_QK = index.nearest(queries_QD, 5, among_N=among_N)
+    assert among_N[rows_QK].all()
+    alike_QN = np.where(among_N, queries_QD @ index.vectors_ND.T, -np.inf)
+    exact_QK = np.argsort(-alike_QN, axis=1)[:, :5]
+    shared = [
+        len(set(a) & set(b)) for a, b in zip(rows_QK.tolist(), exact_QK.tolist(), strict=True)
+    ]
+    assert sum(shared) / 200 >= (0.95 if among_N.sum() > 1000 else 1.0)
+    assert (np.diff(similarities_QK, axis=1) <= 0).all()
+    again, _ = index.nearest(queries_QD, 5, among_N=among_N)
+    assert np.array_equal(again, rows_QK)
+    other, _ = index.nearest(queries_QD, 5, among_N=~among_N)
+    assert not among_N[other].any()
+
+
+def test_similarities_are_those_that_the_search_gives() -> None:
+    index, queries_QD = build(random_vectors(300, 20)), random_vectors(9, 20, 1)
+    rows_QK, similarities_QK = index.nearest(queries_QD, 7)
+    assert np.array_equal(index.similarities(queries_QD, rows_QK), similarities_QK)
 
 
 def test_an_empty_index_and_an_empty_query_find_nothing() -> None:

@@ -20,7 +20,13 @@ __all__ = ["CANDIDATES", "TEMPERATURES", "keep_as_given", "tune"]
 CANDIDATES: tuple[dict[str, Any], ...] = (
     {},  # the paper's: probabilities, plain gradient, 3 neighbours
     {"optimizer": "adam"},
-    {"optimizer": "adam", "neighbours": 16},
+    {
+        "optimizer": "adam",
+        "parametrisation": "logit",
+        "rate": 0.1,
+        "neighbours": 8,
+        "balanced": True,
+    },
     {"optimizer": "adam", "parametrisation": "logit", "rate": 0.1, "neighbours": 16},
 )
 TEMPERATURES = (0.5, 0.8, 1.25, 2.0)

@@ -228,7 +228,7 @@ def _explain(model: Any) -> str:
     )
     what = f"its routers {others[0]} are of an unknown kind" if others else "it is a dense model"
     return (
-        f"{type(model).__name__} cannot be re-mixed: {what}. "
-        f"Looked for model.{', '.join(looked)}; take a mixture-of-experts model of these families, "
-        "or make one of a small dense model with: expertmix moe build --out DIR"
+        f"{type(model).__name__} cannot be re-mixed: {what}. Take a mixture-of-experts model of a known "
+        "family, or make one of a small dense model with: expertmix moe build --out DIR. "
+        f"Looked for model.{', '.join(looked)}."
     )

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
+
+from expertmix.agents.moe.architecture import MoeModel
+from expertmix.agents.moe.gates import Steering, last_positions, steer
+from expertmix.agents.moe.problem import Selection
+
+TOKENS_O = torch.tensor([5, 9, 20, 33])
+"""The tokens that stand for option letters."""
 
 COMMON: dict[str, Any] = {
     "vocab_size": 96,
@@ -130,3 +139,90 @@ def run(model: Any, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor
     """Logits of every position, with positions counted from each row's first token."""
     positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
     return model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT).logits
+
+
+def draw_routing(rows: int, layers: int, experts: int, *, seed: int = 1) -> torch.Tensor:
+    """Random routings in float64; rows sum to one."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn_RCE = torch.rand(rows, layers, experts, generator=generator, dtype=torch.float64)
+    return drawn_RCE / drawn_RCE.sum(-1, keepdim=True)
+
+
+def strongest(routing_RCE: torch.Tensor, number: int) -> torch.Tensor:
+    """A core of each row's strongest experts."""
+    core_RCE = torch.zeros_like(routing_RCE, dtype=torch.bool)
+    return core_RCE.scatter(-1, routing_RCE.detach().topk(number, -1).indices, True)
+
+
+def run_steered(
+    moe: MoeModel,
+    ids_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
+    layers: Sequence[int],
+    routing_BCE: torch.Tensor,
+    *,
+    core_BCE: torch.Tensor | None = None,
+    selection: Selection = "hard",
+    keeps_mass: bool = False,
+) -> torch.Tensor:
+    """Logits of `TOKENS_O` by a pass of the whole model with the last tokens steered."""
+    rows_B, last_B = torch.arange(len(ids_BT)), last_positions(mask_BT)
+    steering = Steering(
+        layers=tuple(layers),
+        rows_R=rows_B,
+        positions_R=last_B,
+        routing_RCE=routing_BCE,
+        core_RCE=core_BCE,
+        selection=selection,
+        keeps_mass=keeps_mass,
+    )
+    with steer(moe, steering):
+        return run(moe.model, ids_BT, mask_BT)[rows_B, last_B][:, TOKENS_O]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FullRecompute:
+    """An `Objective` without any cache: every call runs the whole model over all neighbours' prompts."""
+
+    moe: MoeModel
+    layers: tuple[int, ...]
+    ids_RT: torch.Tensor
+    mask_RT: torch.Tensor
+    gold_QN: torch.Tensor
+    options_QN: torch.Tensor
+
+    def __call__(
+        self,
+        routing_QCE: torch.Tensor,
+        *,
+        core_QCE: torch.Tensor | None = None,
+        selection: Selection = "hard",
+    ) -> torch.Tensor:
+        questions, number = self.gold_QN.shape
+        logits_RO = run_steered(
+            self.moe,
+            self.ids_RT,
+            self.mask_RT,
+            self.layers,
+            routing_QCE.repeat_interleave(number, 0),
+            core_BCE=None if core_QCE is None else core_QCE.repeat_interleave(number, 0),
+            selection=selection,
+        )
+        losses: list[torch.Tensor] = []
+        for row_O, gold, options in zip(
+            logits_RO, self.gold_QN.flatten(), self.options_QN.flatten(), strict=True
+        ):
+            losses.append(nn.functional.cross_entropy(row_O[: int(options)], gold))
+        return torch.stack(losses).view(questions, number)
+
+    def take(self, rows_R: torch.Tensor) -> FullRecompute:
+        number = self.gold_QN.shape[1]
+        flat = (rows_R[:, None] * number + torch.arange(number)).flatten()
+        return FullRecompute(
+            moe=self.moe,
+            layers=self.layers,
+            ids_RT=self.ids_RT[flat],
+            mask_RT=self.mask_RT[flat],
+            gold_QN=self.gold_QN[rows_R],
+            options_QN=self.options_QN[rows_R],
+        )

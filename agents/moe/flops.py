@@ -122,7 +122,8 @@ class Shape:
                 experts, top_k = found.rule.experts, found.rule.top_k
                 weights = (part.numel() for part in found.experts.parameters() if part.dim() > 2)
                 expert = sum(weights) // experts
-            queries = getattr(attention, "qk_head_dim", attention.head_dim)
+            latent_size = getattr(attention, "qk_head_dim", None)
+            queries = latent_size or attention.head_dim
             values = getattr(attention, "v_head_dim", queries)
             shapes.append(
                 LayerShape(
@@ -188,8 +189,8 @@ def suffix_pass(
 ) -> Cost:
     """The last of `tokens` tokens from the first critical layer up, on cached keys and values.
 
-    The backward pass is with respect to activations only: every linear layer once, scores twice, and no
-    routers, whose output is replaced. With `straight_through`, experts that are off are evaluated, but
+    The backward pass is with respect to activations only: everything once, without the routers whose
+    output is replaced; the cached keys get no gradient, except in latent attention. With `straight_through`, experts that are off are evaluated, but
     nothing flows back through them.
 
     Args:
@@ -219,7 +220,10 @@ def suffix_pass(
         scores = layer.attend(tokens)
         forward += layer.linear + scores
         replaced = layer.router if index in layers else 0
-        backward += layer.linear - replaced + 2 * scores
+        # Cached keys and values are constants, unless they are expanded from latents.
+        backward += layer.linear - replaced + scores
+        if layer.per_cached:
+            backward += layer.per_pair * tokens
         if index in layers and selection == "straight_through":
             forward += ((core or layer.experts) - layer.top_k) * layer.expert
     return Cost(macs=forward + backward if gradient else forward)
@@ -296,8 +300,7 @@ def list_schemes(
     """The table of c3po.md §4.3: ways to re-mix, each in plain passes of `tokens` tokens.
 
     As there, expert outputs of the first critical layer are given where they are cached, and neighbours'
-    prompts are as long as the question's. The table's own figures are up to 0.0011 smaller, because it
-    counts the scores of a single token once, not twice, in the backward pass.
+    prompts are as long as the question's.
     """
     plain = plain_pass(shape, tokens)
     number = neighbours * steps

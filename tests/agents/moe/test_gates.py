@@ -63,7 +63,7 @@ def test_padding_at_either_side_or_none_gives_the_same(moe: MoeModel, mode: str)
         plain_BV = last_logits(moe, ids_BT, mask_BT)
         with steer(moe, steering(moe, mask_BT, mode=mode)):
             given[side] = last_logits(moe, ids_BT, mask_BT)
-        assert (given[side] - plain_BV).abs().amax(-1).min() > 1e-2
+        assert (given[side] - plain_BV).abs().amax(-1).min() > 1e-3
     close(given["left"], given["right"])
     routing_RCE = (2 * draw(3, 2, moe.experts)).softmax(-1)
     for row, length in enumerate((12, 5, 9)):

@@ -44,6 +44,17 @@ def tolerance(family: str, dtype: torch.dtype) -> float:
     return 1e-9 if dtype == torch.float64 else 1e-5
 
 
+def compute_norms_exactly(model: Any) -> Any:
+    """transformers computes norms in float32, which is noise to small differences."""
+    for name, module in list(model.named_modules()):
+        if type(module).__name__.endswith("RMSNorm"):
+            exact = torch.nn.RMSNorm(module.weight.shape[0], 1e-6, dtype=torch.float64)
+            exact.weight = module.weight
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, exact)
+    return model
+
+
 def gradient_of(logits_RO: torch.Tensor, routing_RCE: torch.Tensor) -> torch.Tensor:
     return torch.autograd.grad(logits_RO.logsumexp(-1).sum(), routing_RCE)[0]
 
@@ -218,7 +229,7 @@ def test_gradients_reach_the_experts_that_are_on_or_all_of_the_core(family: str)
 
 @pytest.mark.parametrize("family", ["olmoe", "qwen3_moe", "deepseek_v3"])
 def test_gradients_are_central_differences(family: str) -> None:
-    moe = find_moe(make_model(family))
+    moe = find_moe(compute_norms_exactly(make_model(family)))
     layers = moe.last(3)
     states = capture_prompts(moe, layers[0], *make_prompts())
     engine = SuffixEngine(moe, layers, TOKENS_O)
@@ -235,7 +246,7 @@ def test_gradients_are_central_differences(family: str) -> None:
                 for sign in (1, -1)
             )
             slope = float(above - below) / 2e-5
-            assert slope == pytest.approx(float(gradient_RCE[1, layer, expert]), abs=3e-6)
+            assert slope == pytest.approx(float(gradient_RCE[1, layer, expert]), abs=1e-8)
 
 
 @pytest.mark.parametrize("layers", [(), (2, 1), (1, 1)])

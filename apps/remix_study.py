@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..agents.moe.settings import RemixSettings
-from ..retrieval import InputError, MiniLM, Question, ReferenceSet
+from ..retrieval import Encoder, InputError, MiniLM, Question, ReferenceSet
 from .study_files import write_text
 
 if TYPE_CHECKING:
@@ -62,7 +62,12 @@ class RemixOutcome:
 
 
 def run_remix_study(
-    model: str, settings: RemixStudySettings, out: Path, tell: Tell = lambda _: None
+    model: str,
+    settings: RemixStudySettings,
+    out: Path,
+    tell: Tell = lambda _: None,
+    *,
+    encoder: Encoder | None = None,
 ) -> RemixOutcome:
     """Run the study, and write `result.json`, `tuned.json`, `samples.jsonl` and pictures into a folder.
 
@@ -74,6 +79,7 @@ def run_remix_study(
         settings: See there.
         out: The folder.
         tell: Told what is going on.
+        encoder: Finds the neighbours; MiniLM by default.
 
     Raises:
         InputError: a model or files that will not do, unknown methods, or a folder of another study.
@@ -97,7 +103,7 @@ def run_remix_study(
         raise InputError(
             f"the model answers none of the {len(bank)} references right: there is nothing to follow."
         )
-    vectors = ReferenceSet.build(bank.questions, MiniLM())
+    vectors = ReferenceSet.build(bank.questions, encoder or MiniLM())
     key = _key(bank, tests, settings)
     tuned = _tune(RemixField("references", bank, bank, vectors), settings, out, key, tell)
     rows: list[dict[str, Any]] = []

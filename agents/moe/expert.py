@@ -115,7 +115,9 @@ class RemixEngine(TransformersEngine):
                 batch=self._max_batch,
             )
             references = ReferenceSet.build(bank.questions, self._encoder or MiniLM())
-            self._remixer = Remixer(moe, letters, bank, references, self._remix)
+            remixer = Remixer(moe, letters, bank, references, self._remix)
+            remixer.check_references()
+            self._remixer = remixer
         except Exception as error:
             self._loaded = None
             message = f"{self.name} could not be made ready for re-mixing: {explain(error)}"

@@ -107,8 +107,7 @@ class Remixer:
             solver: Instead of the one that the settings name.
 
         Raises:
-            InputError: a bank of another first layer, references that are not the bank's, or no
-                reference that the model answers right.
+            InputError: a bank of another first layer, or references that are not the bank's.
         """
         self.settings = settings or RemixSettings()
         self.moe, self.letters, self.bank = moe, letters, bank
@@ -117,11 +116,6 @@ class Remixer:
             raise InputError(
                 f"the references' states begin at layer {bank.first}; {self.settings.layers} critical "
                 f"layers need them from layer {layers[0]} on, so build them anew."
-            )
-        if not bool(bank.right_N.any()):
-            raise InputError(
-                f"the model answers none of the {len(bank)} references right, so there is no successful "
-                "neighbour to follow; take references that suit it."
             )
         self.engine = SuffixEngine(
             moe,
@@ -153,8 +147,25 @@ class Remixer:
             )
         return join_states(parts)
 
+    def check_references(self) -> None:
+        """See that there is anybody to follow.
+
+        Raises:
+            InputError: the model answers no reference right.
+        """
+        if not bool(self.bank.right_N.any()):
+            raise InputError(
+                f"the model answers none of the {len(self.bank)} references right, so there is no "
+                "successful neighbour to follow; take references that suit it."
+            )
+
     def find(self, questions: Sequence[Question], states: TokenStates) -> Neighbourhood:
-        """The neighbours of questions: those to fit to and those held back, right ones only."""
+        """The neighbours of questions: those to fit to and those held back, right ones only.
+
+        Raises:
+            InputError: see `check_references`.
+        """
+        self.check_references()
         number = self.settings.neighbours + self.settings.held_back
         if self._by_model:
             vectors_QD = states.input_ND.float().cpu().numpy()

@@ -46,7 +46,9 @@ def test_every_family_is_found_with_its_layers_and_its_rule(family: str) -> None
 
 
 def test_no_family_is_left_untried() -> None:
-    tried = {type(layer.router).__name__ for f in CONFIGS for layer in find_moe(make_model(f)).layers}
+    tried = {
+        type(layer.router).__name__ for f in CONFIGS for layer in find_moe(make_model(f)).layers
+    }
     assert tried == {family.router_class for family in FAMILIES}
 
 

@@ -42,7 +42,10 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def build(
-    moe: MoeModel, questions: Sequence[Question] = QUESTIONS, folder: Path | None = None, **more: Any
+    moe: MoeModel,
+    questions: Sequence[Question] = QUESTIONS,
+    folder: Path | None = None,
+    **more: Any,
 ) -> StateBank:
     return build_bank(moe, LETTERS, questions, first=FIRST, folder=folder, batch=3, **more)
 
@@ -62,7 +65,9 @@ def capture_anew(moe: MoeModel, bank: StateBank, rows: Sequence[int]) -> TokenSt
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_bank_in_memory_is_one_in_a_folder(moe: MoeModel, kind: StateKind, tmp_path: Path) -> None:
+def test_a_bank_in_memory_is_one_in_a_folder(
+    moe: MoeModel, kind: StateKind, tmp_path: Path
+) -> None:
     memory, written = build(moe, kind=kind), build(moe, kind=kind, folder=tmp_path / "a" / "bank")
     read = StateBank.load(tmp_path / "a" / "bank", moe, LETTERS)
     assert memory.questions == written.questions == read.questions
@@ -237,7 +242,10 @@ def test_a_bank_is_opened_only_by_who_it_was_made_for(moe: MoeModel, tmp_path: P
     plan = json.loads((tmp_path / "plan.json").read_text())
     for text, message in (
         (json.dumps(plan | {"format": 99}), "have format 99"),
-        (json.dumps({name: plan[name] for name in ("format", "model", "prompt")}), "lacks first, ki"),
+        (
+            json.dumps({name: plan[name] for name in ("format", "model", "prompt")}),
+            "lacks first, ki",
+        ),
         ("[]", "no plan of references"),
         ("{}", "no plan of references"),
         ("{", "cannot be read"),

@@ -122,8 +122,12 @@ def test_a_set_routing_decides_choice_and_weights(moe: MoeModel) -> None:
     ids_BT, mask_BT = make_prompts()
     wanted = steering(moe, mask_BT)
     seen: list[tuple[torch.Tensor, ...]] = []
+
+    def keep(module: Any, inputs: Any, output: tuple[torch.Tensor, ...]) -> None:
+        seen.append(output)
+
     with steer(moe, wanted):
-        handle = moe.at(3).router.register_forward_hook(lambda m, i, output: seen.append(output))
+        handle = moe.at(3).router.register_forward_hook(keep)
         last_logits(moe, ids_BT, mask_BT)
         handle.remove()
     _, weights_NK, indices_NK = seen[0]

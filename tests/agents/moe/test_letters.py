@@ -26,9 +26,27 @@ def test_letters_are_looked_up_once() -> None:
 def test_the_prompt_ends_where_the_letter_follows() -> None:
     letters = make_letters()
     text = letters.tokenizer.convert_ids_to_tokens(letters.encode(QUESTION))
-    assert text == (
-        "<s> Question: w1 w2 A. w3 B. w4 Answer with the letter of the right option. </s> <s> Answer:"
-    ).split(" ")
+    assert text == [
+        "<s>",
+        "Question:",
+        "w1",
+        "w2",
+        "A.",
+        "w3",
+        "B.",
+        "w4",
+        "Answer",
+        "with",
+        "the",
+        "letter",
+        "of",
+        "the",
+        "right",
+        "option.",
+        "</s>",
+        "<s>",
+        "Answer:",
+    ]
 
 
 def test_a_letter_of_two_tokens_is_refused() -> None:
@@ -39,7 +57,9 @@ def test_a_letter_of_two_tokens_is_refused() -> None:
 def test_a_prompt_that_is_longer_than_the_window_is_refused() -> None:
     length = len(make_letters().encode(QUESTION))
     assert len(make_letters(window=length).encode(QUESTION)) == length
-    with pytest.raises(InputError, match=f'"q" has {length} tokens, more than the window of {length - 1}'):
+    with pytest.raises(
+        InputError, match=f'"q" has {length} tokens, more than the window of {length - 1}'
+    ):
         make_letters(window=length - 1).encode(QUESTION)
 
 

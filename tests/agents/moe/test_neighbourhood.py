@@ -84,9 +84,7 @@ def test_a_problem_holds_the_neighbours_and_their_weights(moe: MoeModel, bank: S
     assert pose(engine, bank, table, start_QCE, core_experts=20).core_experts is None
 
 
-def test_under_its_own_routing_a_neighbour_has_its_own_loss(
-    moe: MoeModel, bank: StateBank
-) -> None:
+def test_under_its_own_routing_a_neighbour_has_its_own_loss(moe: MoeModel, bank: StateBank) -> None:
     engine = SuffixEngine(moe, (2, 3), LETTERS.tokens_O)
     rows = [3, 0, 6, 8]
     start_QCE = bank.states(rows).pathway_at((2, 3))

@@ -23,9 +23,7 @@ def moe() -> MoeModel:
 
 def capture_of(moe: MoeModel) -> TokenStates:
     ids_BT, mask_BT = make_prompts(LENGTHS)
-    return capture(
-        moe, ids_BT, mask_BT, first=moe.last(2)[0], tokens_O=TOKENS_O, keeps_hidden=True
-    )
+    return capture(moe, ids_BT, mask_BT, first=moe.last(2)[0], tokens_O=TOKENS_O, keeps_hidden=True)
 
 
 def rows(states: TokenStates, index: int) -> torch.Tensor:

@@ -83,9 +83,7 @@ def same(one: Remix, other: Remix) -> None:
     assert [i for i, _ in one.neighbours] == [i for i, _ in other.neighbours]
     assert one.probabilities_after == pytest.approx(other.probabilities_after, abs=1e-6)
     assert one.curve == pytest.approx(other.curve, abs=1e-6)
-    torch.testing.assert_close(
-        one.pathway_after_CE, other.pathway_after_CE, rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(one.pathway_after_CE, other.pathway_after_CE, rtol=0, atol=1e-6)
 
 
 def test_the_defaults_work_on_a_model_that_is_deep_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +91,8 @@ def test_the_defaults_work_on_a_model_that_is_deep_enough(monkeypatch: pytest.Mo
     monkeypatch.setitem(CONFIGS, "deep", deep)
     moe = find_moe(make_model("deep"))
     bank = build_bank(moe, LETTERS, REFERENCES, first=moe.last(5)[0])
-    remixer = Remixer(moe, LETTERS, bank, None)
+    remixer = Remixer(moe, LETTERS, bank, ReferenceSet.build(bank.questions, Words()))
+    assert remixer.settings == RemixSettings()
     remixes = remixer.remix(QUESTIONS)
     assert [remix.question_id for remix in remixes] == [question.id for question in QUESTIONS]
     assert {len(remix.neighbours) for remix in remixes} == {4}
@@ -181,7 +180,13 @@ def test_verdicts_say_which_gate_was_shut(moe: MoeModel, bank: StateBank) -> Non
 def test_what_is_not_accepted_keeps_its_answer_and_its_pathway(
     moe: MoeModel, bank: StateBank
 ) -> None:
-    remixes = make_remixer(moe, bank, TINY.model_copy(update={"rate": 0.5})).remix(QUESTIONS)
+    remixes = [
+        remix
+        for margin in (0.0, 0.05, 0.5)
+        for remix in make_remixer(
+            moe, bank, TINY.model_copy(update={"rate": 0.5, "margin": margin})
+        ).remix(QUESTIONS)
+    ]
     for remix in remixes:
         kept = torch.equal(remix.pathway_before_CE, remix.pathway_after_CE)
         assert kept == (not remix.changed)
@@ -259,7 +264,9 @@ def test_other_labels_are_a_control(moe: MoeModel, bank: StateBank) -> None:
 def test_where_there_are_fewer_references_fewer_are_used(moe: MoeModel, bank: StateBank) -> None:
     right = bank.right_N.nonzero().squeeze(-1).tolist()[:2]
     few = bank.select([*right, *(~bank.right_N).nonzero().squeeze(-1).tolist()[:2]])
-    for remix in make_remixer(moe, few, FREE.model_copy(update={"neighbours": 50})).remix(QUESTIONS):
+    for remix in make_remixer(moe, few, FREE.model_copy(update={"neighbours": 50})).remix(
+        QUESTIONS
+    ):
         assert {i for i, _ in remix.neighbours} == {few.questions[0].id, few.questions[1].id}
         assert remix.verdict is Verdict.CHANGED
 
@@ -267,7 +274,7 @@ def test_where_there_are_fewer_references_fewer_are_used(moe: MoeModel, bank: St
 def test_a_bank_of_nothing_but_mistakes_is_refused(moe: MoeModel, bank: StateBank) -> None:
     wrong = bank.select((~bank.right_N).nonzero().squeeze(-1).tolist())
     with pytest.raises(InputError, match=f"answers none of the {len(wrong)} references right"):
-        make_remixer(moe, wrong)
+        make_remixer(moe, wrong).remix(QUESTIONS)
 
 
 def test_poisoned_states_leave_the_default_answer(
@@ -291,7 +298,9 @@ def test_poisoned_states_leave_the_default_answer(
 
 
 def test_parts_that_do_not_belong_together_are_refused(moe: MoeModel, bank: StateBank) -> None:
-    with pytest.raises(InputError, match="begin at layer 2; 1 critical layers need them from layer 3"):
+    with pytest.raises(
+        InputError, match="begin at layer 2; 1 critical layers need them from layer 3"
+    ):
         make_remixer(moe, bank, FREE.model_copy(update={"layers": 1}))
     with pytest.raises(InputError, match="5 critical layers were asked for"):
         make_remixer(moe, bank, RemixSettings())

@@ -55,7 +55,9 @@ def mix_slowly(
     groups = [range(start, start + size) for start in range(0, rule.experts, size)]
 
     def strength(group: range) -> float:
-        return sum(sorted((ranked[e] for e in group), reverse=True)[: 1 + (rule.group_score == "top2")])
+        return sum(
+            sorted((ranked[e] for e in group), reverse=True)[: 1 + (rule.group_score == "top2")]
+        )
 
     kept = sorted(groups, key=strength, reverse=True)[: rule.kept_groups]
     allowed = [e for group in kept for e in group if core[e]]
@@ -136,7 +138,9 @@ def test_straight_through_weights_are_the_hard_ones_bit_for_bit(
     hard = rule.mix(scores_NE, core_NE=core_NE)
     soft = rule.mix(scores_NE, core_NE=core_NE, selection="straight_through")
     assert torch.equal(spread(hard, rule.experts), spread(soft, rule.experts))
-    assert soft.indices_NW.shape[-1] == (rule.experts if core_NE is None else int(core_NE.sum(-1).max()))
+    assert soft.indices_NW.shape[-1] == (
+        rule.experts if core_NE is None else int(core_NE.sum(-1).max())
+    )
 
 
 @pytest.mark.parametrize("renormalises", [False, True])
@@ -177,7 +181,9 @@ def test_hard_gradients_are_finite_differences(rule: RoutingRule, seed: int) -> 
         step_NE[1, expert] = 1e-7
         with torch.no_grad():
             rise = loss(scores_NE + step_NE) - loss(scores_NE - step_NE)
-        assert float(gradient_NE[1, expert]) == pytest.approx(float(rise) / 2e-7, abs=1e-4, rel=1e-4)
+        assert float(gradient_NE[1, expert]) == pytest.approx(
+            float(rise) / 2e-7, abs=1e-4, rel=1e-4
+        )
 
 
 @given(rules(), seeds, st.sampled_from(["hard", "straight_through"]))

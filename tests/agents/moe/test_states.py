@@ -96,11 +96,14 @@ def test_nothing_is_left_behind_the_tokens() -> None:
 def test_a_column_that_all_prompts_lack_changes_nothing() -> None:
     moe = find_moe(make_model("qwen2_moe"))
     ids_BT, mask_BT = make_prompts((6, 4))
-    given = [
-        capture(moe, pad(ids_BT), pad(mask_BT), first=2, tokens_O=TOKENS_O, keeps_hidden=True)
-        for pad in (lambda x: x, lambda x: torch.nn.functional.pad(x, (0, 3)))
-    ]
-    same(given[1], given[0], 1e-6)
+
+    def captured(gap: int) -> TokenStates:
+        wide_BT, wide_mask_BT = (
+            torch.nn.functional.pad(tensor, (0, gap)) for tensor in (ids_BT, mask_BT)
+        )
+        return capture(moe, wide_BT, wide_mask_BT, first=2, tokens_O=TOKENS_O, keeps_hidden=True)
+
+    same(captured(3), captured(0), 1e-6)
 
 
 def test_states_are_taken_and_joined() -> None:

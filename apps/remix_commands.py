@@ -18,7 +18,7 @@ from .remix_study import RemixStudySettings, run_remix_study
 from .study import read_names
 from .tables import clean_text
 
-__all__ = ["remix_app", "tabulate_remixing"]
+__all__ = ["ManyFiles", "remix_app", "repeat_options", "tabulate_alignment", "tabulate_remixing"]
 
 remix_app = typer.Typer(
     help="Re-mix the experts inside a mixture-of-experts model.", no_args_is_help=True
@@ -125,7 +125,11 @@ def study(
     if as_json:
         print_json(found.rows)
     else:
-        show(tabulate_remixing(found.rows), *map(clean_text, found.notes))
+        show(
+            tabulate_remixing(found.rows),
+            tabulate_alignment(found.alignment),
+            *map(clean_text, found.notes),
+        )
         show(f"Results, settings, samples and the plot are in {clean_text(str(out))}.")
 
 
@@ -155,5 +159,25 @@ def tabulate_remixing(rows: Sequence[dict[str, Any]]) -> Table:
             f"{100 * row['accepted']:.0f} %",
             f"{row['flops_ratio']:.2f} x",
             "" if row["gap_closed"] is None or is_base else f"{100 * row['gap_closed']:.0f} %",
+        )
+    return table
+
+
+def tabulate_alignment(rows: Sequence[dict[str, Any]]) -> Table:
+    """Rows of `measure_alignment` for people."""
+    title = "Does the neighbours' gradient point where the question's own would?"
+    table = Table(box=SIMPLE, title=title, title_justify="left")
+    for column in ("test", "neighbours"):
+        table.add_column(column)
+    for column in ("cosine", "where it is wrong", "explained by same letters"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        wrong, letters = row["cosine_wrong"], row["letter_correlation"]
+        table.add_row(
+            clean_text(row["test"]),
+            row["neighbours"],
+            f"{row['cosine']:+.3f} ± {1.96 * row['error']:.3f}",
+            "" if wrong is None else f"{wrong:+.3f}",
+            "" if letters is None else f"r = {letters:+.2f}",
         )
     return table

@@ -56,6 +56,8 @@ class RemixOutcome:
 
     rows: list[dict[str, Any]]
     """As in `result.json`; see `summarise_remixing`."""
+    alignment: list[dict[str, Any]]
+    """As in `alignment.json`; see `measure_alignment`."""
     told: dict[str, Any]
     """How settings were chosen on the references."""
     notes: list[str]
@@ -69,7 +71,7 @@ def run_remix_study(
     *,
     encoder: Encoder | None = None,
 ) -> RemixOutcome:
-    """Run the study, and write `result.json`, `tuned.json`, `samples.jsonl` and pictures into a folder.
+    """Run the study, and write `result.json`, `alignment.json`, `tuned.json`, `samples.jsonl` and pictures.
 
     States, choices and finished methods are kept in the folder: the same command goes on where it was
     interrupted. One model pass per question; everything else runs on its states.
@@ -107,22 +109,26 @@ def run_remix_study(
     key = _key(bank, tests, settings)
     tuned = _tune(RemixField("references", bank, bank, vectors), settings, out, key, tell)
     rows: list[dict[str, Any]] = []
+    alignment: list[dict[str, Any]] = []
     samples: list[str] = []
     for name, questions in tests.items():
         own = _ask(moe, letters, name, questions, first, out, settings, notes, tell)
         of_test = RemixField(name, own, bank, vectors)
         found = _replay(of_test, methods, settings, tuned, out / "replays", key, tell)
+        from ..graph.remix_alignment import measure_alignment
         from ..graph.remix_study import summarise_remixing
 
         rows += summarise_remixing(of_test, found, tuned)
+        alignment += measure_alignment(of_test, tuned.ngd)
         samples += _tell_samples(of_test, found)
         if (dropped := of_test.near(3).dropped) and sum(dropped.values()):
             told = ", ".join(f"{number} {reason}" for reason, number in dropped.items())
             notes.append(f"{name}: the leakage guard dropped references among the nearest: {told}.")
     write_text(out / "result.json", json.dumps(rows, indent=1))
+    write_text(out / "alignment.json", json.dumps(alignment, indent=1))
     write_text(out / "samples.jsonl", "".join(samples))
     notes += _plot(rows, out)
-    return RemixOutcome(rows=rows, told=tuned.told, notes=notes)
+    return RemixOutcome(rows=rows, alignment=alignment, told=tuned.told, notes=notes)
 
 
 def read_sets(

@@ -29,6 +29,8 @@ __all__ = ["Remix", "RemixedBatch", "Remixer", "Solver", "make_solver"]
 
 CHUNK = 32
 """Questions that are optimised together."""
+EXACT = ("full", "hidden")
+"""Kinds of states that are as good as a new pass."""
 
 
 class Solver(Protocol):
@@ -124,6 +126,7 @@ class Remixer:
             keeps_mass=self.settings.keeps_mass,
         )
         self.references = references or embed_by_model(bank)
+        self._known = {question: row for row, question in enumerate(bank.questions)}
         self._by_model = references is None
         if [q.id for q in self.references.questions] != [q.id for q in bank.questions]:
             raise InputError(
@@ -134,18 +137,32 @@ class Remixer:
     def ask(self, questions: Sequence[Question], *, batch: int = 16) -> TokenStates:
         """Run questions once by default routing and keep what re-mixing needs.
 
+        A question that is itself a reference was run before: its states are taken from the bank, so that
+        profiling an expert on its references runs nothing twice.
+
         Raises:
             InputError: a question that cannot be asked (no options, too long).
         """
-        prompts = [self.letters.encode(question) for question in questions]
+        known = self._known if self.bank.kind in EXACT else {}
+        old = [place for place, question in enumerate(questions) if question in known]
+        new = [place for place, question in enumerate(questions) if question not in known]
+        prompts = [self.letters.encode(questions[place]) for place in new]
         parts: list[TokenStates] = []
         for start in range(0, len(prompts), batch):
             ids_BT, mask_BT = pad_prompts(prompts[start : start + batch], self.moe.device)
-            tokens_O = self.engine.tokens_O
             parts.append(
-                capture(self.moe, ids_BT, mask_BT, first=self.engine.first, tokens_O=tokens_O)
+                capture(
+                    self.moe,
+                    ids_BT,
+                    mask_BT,
+                    first=self.engine.first,
+                    tokens_O=self.engine.tokens_O,
+                )
             )
-        return join_states(parts)
+        if old:
+            parts.append(self.bank.states([known[questions[place]] for place in old]))
+        order = torch.tensor([*new, *old], device=self.moe.device).argsort()
+        return join_states(parts).take(order)
 
     def check_references(self) -> None:
         """See that there is anybody to follow.

@@ -167,6 +167,38 @@ async def test_states_are_kept_and_read_again(folder: Path, tmp_path: Path) -> N
     assert [reply.scores for reply in before] == [reply.scores for reply in after]
 
 
+async def test_its_own_references_are_not_run_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import expertmix.agents.moe.remix as remix
+
+    engine = make_engine(folder)
+    await engine.start()
+    fresh = [
+        Question(
+            id=f"other {question.id}",
+            text=question.text,
+            options=question.options,
+            gold=question.gold,
+            kind="choice",
+        )
+        for question in REFERENCES[:6]
+    ]
+    expected = await ask(engine, "letter", fresh)
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was run again")
+
+    monkeypatch.setattr(remix, "capture", never)
+    known = await ask(engine, "letter", REFERENCES[:6])
+    await engine.close()
+    for a, b in zip(known, expected, strict=True):
+        before = [reply.details["remix"]["probabilities_before"] for reply in (a, b)]
+        assert before[0] == pytest.approx(before[1], abs=1e-5)
+        named = {name for name, _ in a.details["remix"]["neighbours"]}
+        assert a.request_id.partition("#")[0] not in named  # nor is it its own neighbour
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

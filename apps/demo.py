@@ -95,6 +95,8 @@ def _show_pool(catalog: Catalog, console: Console) -> None:
         extras += ["adapter"] if getattr(spec, "adapter", None) else []
         extras += ["persona"] if spec.persona else []
         extras += ["merged adapter"] if getattr(spec, "merge", None) else []
+        if split := getattr(spec, "split", None):
+            extras.append(f"in {split.experts} experts, {split.top_k} of them on")
         weights = getattr(spec, "weights", None)
         name = next(iter(weights.model_dump().values())) if weights else spec.engine
         console.print(f"  [bold]{spec.alias}[/bold]: {name} ({', '.join(extras)})")

@@ -114,7 +114,9 @@ class RemixEngine(TransformersEngine):
                 budget_bytes=self._budget,
                 batch=self._max_batch,
             )
-            references = ReferenceSet.build(bank.questions, self._encoder or MiniLM())
+            references = None
+            if self._remix.search == "text":
+                references = ReferenceSet.build(bank.questions, self._encoder or MiniLM())
             remixer = Remixer(moe, letters, bank, references, self._remix)
             remixer.check_references()
             self._remixer = remixer

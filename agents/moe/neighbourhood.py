@@ -102,11 +102,18 @@ def pose(
         bandwidth: Of the kernel.
         gold_QN: Other labels than the true ones, for a control.
     """
-    rows_R = neighbourhood.rows_QN.reshape(-1)
+    # A neighbour that does not exist is a copy of the nearest: a stranger's states, if they were not
+    # finite, would spoil the gradient though their loss has no weight.
+    present_QN = neighbourhood.present_QN
+    places_QN = torch.arange(present_QN.shape[1]).expand_as(present_QN)
+    nearest_Q1 = present_QN.to(torch.uint8).argmax(-1, keepdim=True)
+    places_QN = torch.where(present_QN, places_QN, nearest_Q1)
+    rows_R = neighbourhood.rows_QN.gather(-1, places_QN).reshape(-1)
     states = bank.states(rows_R.tolist())
     device = start_QCE.device
     shape = neighbourhood.rows_QN.shape
-    gold_QN = bank.gold_N[rows_R].view(shape) if gold_QN is None else gold_QN
+    own_QN = bank.gold_N[rows_R].view(shape)
+    gold_QN = own_QN if gold_QN is None else gold_QN.gather(-1, places_QN.to(gold_QN.device))
     objective = NeighbourLosses(
         engine, states, gold_QN.to(device), bank.options_N[rows_R].view(shape).to(device)
     )
@@ -114,7 +121,7 @@ def pose(
         neighbourhood.similarity_QN,
         kernel,
         bandwidth=bandwidth,
-        present_QN=neighbourhood.present_QN,
+        present_QN=present_QN,
     )
     experts = start_QCE.shape[-1]
     simplex = engine.moe.layers[0].rule.scoring == "softmax"

@@ -125,6 +125,8 @@ class Remixer:
             letters.tokens_O.to(moe.device),
             keeps_mass=self.settings.keeps_mass,
         )
+        # Hidden states all point nearly the same way: only what sets them apart tells them apart.
+        self._centre_D = bank.input_ND.float().mean(0)
         self.references = references or embed_by_model(bank)
         self._known = {question: row for row, question in enumerate(bank.questions)}
         self._by_model = references is None
@@ -185,7 +187,7 @@ class Remixer:
         self.check_references()
         number = self.settings.neighbours + self.settings.held_back
         if self._by_model:
-            vectors_QD = states.input_ND.float().cpu().numpy()
+            vectors_QD = (states.input_ND.float().cpu() - self._centre_D).numpy()
         else:
             texts = [embedding_text(question) for question in questions]
             vectors_QD = self.references.encoder.encode(texts)
@@ -407,8 +409,8 @@ def mask_options(logits_QO: torch.Tensor, questions: Sequence[Question]) -> torc
 
 
 def embed_by_model(bank: StateBank) -> ReferenceSet:
-    """References whose vectors are the model's own hidden states at the first critical layer (§4.3)."""
-    vectors = bank.input_ND.float().cpu().numpy()
+    """References by the model's own hidden states at the first critical layer (§4.3), centred."""
+    vectors = (bank.input_ND.float() - bank.input_ND.float().mean(0)).numpy()
     encoder = GivenVectors(name="hidden-state", revision=f"layer-{bank.first}")
     return ReferenceSet.build(bank.questions, encoder, vectors_ND=vectors)
 

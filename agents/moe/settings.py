@@ -31,6 +31,10 @@ class RemixSettings(BaseModel):
         ge=0,
         description="Further neighbours that a change must help; 0 accepts every change.",
     )
+    search: Literal["text", "hidden"] = Field(
+        default="text",
+        description="Neighbours by an encoder of the questions, or by the model's own hidden state.",
+    )
     balanced: bool = Field(default=False, description="Spread the neighbours' gold letters evenly.")
     kernel: Literal["gaussian", "linear", "polynomial", "matern", "cosine"] = "gaussian"
     bandwidth: float | Literal["median"] = "median"

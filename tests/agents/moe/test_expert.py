@@ -140,6 +140,14 @@ async def test_a_question_does_not_depend_on_its_batch(folder: Path) -> None:
             assert x.logprob == pytest.approx(y.logprob, abs=1e-4)
 
 
+async def test_neighbours_may_be_found_by_the_models_own_hidden_state(folder: Path) -> None:
+    engine = make_engine(folder, FREE.model_copy(update={"search": "hidden"}), encoder=None)
+    await engine.start()  # and no encoder is asked
+    replies = await ask(engine, "letter")
+    await engine.close()
+    assert all(len(reply.details["remix"]["neighbours"]) == 3 for reply in replies)
+
+
 async def test_a_bad_question_fails_alone(folder: Path) -> None:
     engine = make_engine(folder, context_length=64)
     await engine.start()

@@ -84,6 +84,27 @@ def test_a_problem_holds_the_neighbours_and_their_weights(moe: MoeModel, bank: S
     assert pose(engine, bank, table, start_QCE, core_experts=20).core_experts is None
 
 
+def test_a_neighbour_that_does_not_exist_is_a_copy_of_the_nearest(
+    moe: MoeModel, bank: StateBank
+) -> None:
+    engine = SuffixEngine(moe, (2, 3), LETTERS.tokens_O)
+    start_QCE = bank.states([6, 8]).pathway_at((2, 3))
+    problem = pose(engine, bank, tabulate([[3, 1, 4], [5]]), start_QCE, core_experts=None)
+    assert problem.neighbour_routing_QNCE is not None
+    torch.testing.assert_close(
+        problem.neighbour_routing_QNCE[1], bank.states([5, 5, 5]).pathway_at((2, 3))
+    )
+    losses_QN = problem.objective(start_QCE)
+    torch.testing.assert_close(losses_QN[1], losses_QN[1, :1].expand(3))
+    assert problem.kernel_QN[1].tolist() == [1, 0, 0]
+    given = torch.tensor([[0, 1, 0], [1, 0, 0]])
+    control = pose(
+        engine, bank, tabulate([[3, 1, 4], [5]]), start_QCE, core_experts=None, gold_QN=given
+    )
+    control_QN = control.objective(start_QCE)
+    torch.testing.assert_close(control_QN[1], control_QN[1, :1].expand(3))
+
+
 def test_under_its_own_routing_a_neighbour_has_its_own_loss(moe: MoeModel, bank: StateBank) -> None:
     engine = SuffixEngine(moe, (2, 3), LETTERS.tokens_O)
     rows = [3, 0, 6, 8]

@@ -280,17 +280,36 @@ def test_a_bank_of_nothing_but_mistakes_is_refused(moe: MoeModel, bank: StateBan
         make_remixer(moe, wrong).remix(QUESTIONS)
 
 
+def poison(moe: MoeModel, rows: Sequence[int], folder: Path) -> StateBank:
+    """The references with states of some that are no numbers."""
+    from safetensors.torch import load_file, save_file
+
+    build_bank(moe, LETTERS, REFERENCES, first=2, folder=folder)
+    (piece,) = folder.glob("*.safetensors")
+    tensors = load_file(piece)
+    tensors["residual"][list(rows)] = torch.nan
+    save_file(tensors, piece)
+    return StateBank.load(folder, moe, LETTERS)
+
+
+def test_states_of_no_neighbour_are_of_no_consequence(
+    moe: MoeModel, bank: StateBank, tmp_path: Path
+) -> None:
+    right = bank.right_N.nonzero().squeeze(-1).tolist()[:2]
+    wrong = int((~bank.right_N).nonzero()[0])
+    rows = [wrong, *right]  # fewer right ones than are wanted
+    spoilt = make_remixer(moe, poison(moe, [wrong], tmp_path).select(rows)).remix(QUESTIONS)
+    for one, other in zip(
+        spoilt, make_remixer(moe, bank.select(rows)).remix(QUESTIONS), strict=True
+    ):
+        assert one.verdict is Verdict.CHANGED
+        same(one, other)
+
+
 def test_poisoned_states_leave_the_default_answer(
     moe: MoeModel, bank: StateBank, tmp_path: Path
 ) -> None:
-    from safetensors.torch import load_file, save_file
-
-    build_bank(moe, LETTERS, REFERENCES, first=2, folder=tmp_path)
-    (piece,) = tmp_path.glob("*.safetensors")
-    tensors = load_file(piece)
-    tensors["residual"] = torch.full_like(tensors["residual"], torch.nan)
-    save_file(tensors, piece)
-    poisoned = StateBank.load(tmp_path, moe, LETTERS)
+    poisoned = poison(moe, range(len(bank)), tmp_path)
     assert torch.equal(poisoned.right_N, bank.right_N)
     for changes in ({}, {"held_back": 1}, {"solver": "kernel_regression"}, {"optimizer": "adam"}):
         remixer = make_remixer(moe, poisoned, FREE.model_copy(update=changes))

@@ -9,9 +9,8 @@ import torch
 from ..agents.engines import Message
 from ..agents.engines.tokens import encode_chat
 from ..agents.moe.bank import StateBank
-from ..agents.moe.letters import Letters, pad_prompts
+from ..agents.moe.letters import Letters, mask_options, pad_prompts
 from ..agents.moe.neighbourhood import Neighbourhood
-from ..agents.moe.remix import mask_options
 from ..agents.reason import build_messages
 from ..retrieval import Question
 

@@ -17,7 +17,9 @@ from ..agents.moe.acceptance import Verdict
 from ..agents.moe.bank import StateBank
 from ..agents.moe.letters import ALPHABET
 from ..agents.moe.neighbourhood import Neighbourhood, tabulate_neighbours
-from ..agents.moe.remix import RemixedBatch, Remixer, Solver
+from ..agents.moe.problem import Solver
+from ..agents.moe.remix import Remixer
+from ..agents.moe.remixed import RemixedBatch
 from ..agents.moe.settings import RemixSettings
 from ..retrieval import Question, ReferenceSet
 

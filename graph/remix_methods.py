@@ -16,9 +16,9 @@ import torch
 
 from ..agents.moe.controls import RandomDirection, RouterTemperature
 from ..agents.moe.neighbourhood import Neighbourhood, pose
-from ..agents.moe.problem import Problem, Solution
-from ..agents.moe.remix import make_solver
+from ..agents.moe.problem import Problem, Solution, Solver
 from ..agents.moe.settings import RemixSettings
+from ..agents.moe.solvers import make_solver
 from ..agents.moe.suffix import SuffixEngine
 from ..agents.moe.task_bias import TaskBias, fit_task_bias
 from .few_shot import answer_with_examples
@@ -165,11 +165,14 @@ def _letter_prior(questions: RemixField, tuned: Tuned, seed: int) -> RemixReplay
 
 
 def _few_shot(questions: RemixField, tuned: Tuned, seed: int) -> RemixReplay:
-    near = _near(questions, tuned.ngd)
+    # As many as the paper follows: every example makes the prompt as much longer as the question is.
+    near = questions.near(SHOTS)
     logits_QO, longer = answer_with_examples(questions.own, questions.bank, near)
     everywhere_Q = np.ones(len(questions.own), dtype=bool)
     return replace(questions.read(logits_QO, everywhere_Q), extra_passes=longer - 1)
 
+
+SHOTS = 3
 
 METHODS: Mapping[str, Callable[[RemixField, Tuned, int], RemixReplay]] = {
     "base": _base,
@@ -195,7 +198,7 @@ SEEDED = frozenset({"random_neighbours", "shuffled_labels", "random_direction"})
 class _AsFar:
     """Goes as far as a solver would, but in a random direction."""
 
-    def __init__(self, solver: Any, seed: int) -> None:
+    def __init__(self, solver: Solver, seed: int) -> None:
         self._solver, self._seed = solver, seed
 
     def solve(self, problem: Problem) -> Solution:

@@ -2,3 +2,7 @@
 
 Modules here import torch; the package itself does not.
 """
+
+from .settings import RemixSettings
+
+__all__ = ["RemixSettings"]

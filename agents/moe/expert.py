@@ -18,7 +18,8 @@ from .settings import RemixSettings
 if TYPE_CHECKING:
     import torch
 
-    from .remix import Remix, Remixer
+    from .remix import Remixer
+    from .remixed import Remix
 
 __all__ = ["RemixEngine", "tell_remix"]
 

@@ -20,7 +20,7 @@ from ..reason import build_messages
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Letters", "pad_prompts", "rotate_options"]
+__all__ = ["ALPHABET", "Letters", "hash_text", "mask_options", "pad_prompts", "rotate_options"]
 
 ALPHABET = "ABCDEFGHIJ"
 """Ten options at most, as in MMLU-Pro."""
@@ -131,3 +131,10 @@ def rotate_options(question: Question, steps: int) -> Question:
     if gold is not None:
         gold = ALPHABET[(ALPHABET.index(gold) - steps) % number]
     return replace(question, options=options, gold=gold)
+
+
+def mask_options(logits_QO: torch.Tensor, questions: Sequence[Question]) -> torch.Tensor:
+    """Logits of the options that each question has; the others' are −inf."""
+    options_Q = torch.tensor([len(q.options) for q in questions], device=logits_QO.device)
+    places_O = torch.arange(logits_QO.shape[-1], device=logits_QO.device)
+    return logits_QO.masked_fill(places_O >= options_Q[:, None], -torch.inf)

@@ -6,8 +6,7 @@ Shapes: Q questions, N neighbours, C critical layers, E experts, O option letter
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 import torch
 
@@ -15,73 +14,21 @@ from ...retrieval import GivenVectors, InputError, Question, ReferenceSet, embed
 from .acceptance import Accepted, Verdict, accept, is_near, is_unsure, judge
 from .architecture import MoeModel
 from .bank import StateBank
-from .descent import Descent
-from .letters import ALPHABET, Letters, pad_prompts
-from .modes import ModeFinding
+from .letters import Letters, mask_options, pad_prompts
 from .neighbourhood import Neighbourhood, pose, tabulate_neighbours
-from .problem import Problem, Solution
-from .regression import KernelRegression
+from .problem import Problem, Solver
+from .remixed import Remix, RemixedBatch, explain_batch, join_batches
 from .settings import RemixSettings
+from .solvers import make_solver
 from .states import TokenStates, capture, join_states
 from .suffix import SuffixEngine
 
-__all__ = ["Remix", "RemixedBatch", "Remixer", "Solver", "make_solver"]
+__all__ = ["Remixer"]
 
 CHUNK = 32
 """Questions that are optimised together."""
 EXACT = ("full", "hidden")
 """Kinds of states that are as good as a new pass."""
-
-
-class Solver(Protocol):
-    """Anything that turns a problem into a solution."""
-
-    def solve(self, problem: Problem) -> Solution:
-        """All questions at once."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Remix:
-    """What became of one question."""
-
-    question_id: str
-    before: str
-    """Letter by default routing."""
-    after: str
-    """Letter by the routing that is used: the same where nothing was changed."""
-    probabilities_before: tuple[float, ...]
-    probabilities_after: tuple[float, ...]
-    verdict: Verdict
-    neighbours: tuple[tuple[str, float], ...]
-    """Ids and similarities of the references that were used, held-back ones last."""
-    curve: tuple[float, ...]
-    """Surrogate from step to step, in nats; empty where nothing was tried."""
-    pathway_before_CE: torch.Tensor
-    pathway_after_CE: torch.Tensor
-    """Equal where nothing was changed."""
-
-    @property
-    def changed(self) -> bool:
-        """Whether another routing than the model's own was used."""
-        return self.verdict is Verdict.CHANGED
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemixedBatch:
-    """Tensors of a batch of questions; `Remixer.explain` makes them readable."""
-
-    logits_before_QO: torch.Tensor
-    logits_after_QO: torch.Tensor
-    """Options that a question lacks have −inf."""
-    routing_before_QCE: torch.Tensor
-    routing_after_QCE: torch.Tensor
-    curve_QS: torch.Tensor
-    verdicts: tuple[Verdict, ...]
-    passes: int
-    """Forward passes of one neighbour token, in all."""
-    gradients: int
-    """How many of them were followed by a backward pass."""
 
 
 class Remixer:
@@ -127,7 +74,7 @@ class Remixer:
         )
         # Hidden states all point nearly the same way: only what sets them apart tells them apart.
         self._centre_D = bank.input_ND.float().mean(0)
-        self.references = references or embed_by_model(bank)
+        self.references = references or _embed_by_model(bank)
         self._known = {question: row for row, question in enumerate(bank.questions)}
         self._by_model = references is None
         if [q.id for q in self.references.questions] != [q.id for q in bank.questions]:
@@ -228,7 +175,7 @@ class Remixer:
                     None if gold_QN is None else gold_QN[rows_R],
                 )
             )
-        return _join(parts)
+        return join_batches(parts)
 
     def remix(self, questions: Sequence[Question]) -> list[Remix]:
         """Answer questions, with the reasons.
@@ -245,38 +192,8 @@ class Remixer:
     def explain(
         self, questions: Sequence[Question], neighbourhood: Neighbourhood, batch: RemixedBatch
     ) -> list[Remix]:
-        """A batch, question by question."""
-        before_QO = batch.logits_before_QO.softmax(-1)
-        after_QO = batch.logits_after_QO.softmax(-1)
-        remixes: list[Remix] = []
-        for at, question in enumerate(questions):
-            number = len(question.options)
-            near = [
-                (self.bank.questions[row].id, similarity)
-                for row, similarity, present in zip(
-                    neighbourhood.rows_QN[at].tolist(),
-                    neighbourhood.similarity_QN[at].tolist(),
-                    neighbourhood.present_QN[at].tolist(),
-                    strict=True,
-                )
-                if present
-            ]
-            curve = [value for value in batch.curve_QS[at].tolist() if value == value]
-            remixes.append(
-                Remix(
-                    question_id=question.id,
-                    before=ALPHABET[int(before_QO[at].argmax())],
-                    after=ALPHABET[int(after_QO[at].argmax())],
-                    probabilities_before=tuple(before_QO[at, :number].tolist()),
-                    probabilities_after=tuple(after_QO[at, :number].tolist()),
-                    verdict=batch.verdicts[at],
-                    neighbours=tuple(near),
-                    curve=tuple(curve),
-                    pathway_before_CE=batch.routing_before_QCE[at],
-                    pathway_after_CE=batch.routing_after_QCE[at],
-                )
-            )
-        return remixes
+        """A batch, question by question; see `explain_batch`."""
+        return explain_batch(questions, self.bank.questions, neighbourhood, batch)
 
     def answer(
         self,
@@ -381,34 +298,7 @@ class Remixer:
         )
 
 
-def make_solver(settings: RemixSettings) -> Solver:
-    """The solver that settings name."""
-    match settings.solver:
-        case "ngd":
-            return Descent(
-                steps=settings.steps,
-                rate=settings.rate,
-                last_rate=min(1e-5, settings.rate),
-                optimizer=settings.optimizer,
-                parametrisation=settings.parametrisation,
-                selection=settings.selection,
-                max_divergence=settings.max_divergence,
-            )
-        case "kernel_regression":
-            alpha = 0.0 if settings.alpha == "zero" else settings.alpha
-            return KernelRegression(alpha=alpha)
-        case "mode_finding":
-            return ModeFinding()
-
-
-def mask_options(logits_QO: torch.Tensor, questions: Sequence[Question]) -> torch.Tensor:
-    """Logits of the options that each question has; the others' are −inf."""
-    options_Q = torch.tensor([len(q.options) for q in questions], device=logits_QO.device)
-    places_O = torch.arange(logits_QO.shape[-1], device=logits_QO.device)
-    return logits_QO.masked_fill(places_O >= options_Q[:, None], -torch.inf)
-
-
-def embed_by_model(bank: StateBank) -> ReferenceSet:
+def _embed_by_model(bank: StateBank) -> ReferenceSet:
     """References by the model's own hidden states at the first critical layer (§4.3), centred."""
     vectors = (bank.input_ND.float() - bank.input_ND.float().mean(0)).numpy()
     encoder = GivenVectors(name="hidden-state", revision=f"layer-{bank.first}")
@@ -431,23 +321,3 @@ def _scatter(whole: Accepted, part: Accepted, rows_R: torch.Tensor) -> Accepted:
     whole.accepted_Q[rows_R] = part.accepted_Q
     whole.gained_Q[rows_R] = part.gained_Q
     return whole
-
-
-def _join(parts: Sequence[RemixedBatch]) -> RemixedBatch:
-    longest = max(part.curve_QS.shape[1] for part in parts)
-    curves = [
-        torch.nn.functional.pad(
-            part.curve_QS, (0, longest - part.curve_QS.shape[1]), value=torch.nan
-        )
-        for part in parts
-    ]
-    return RemixedBatch(
-        logits_before_QO=torch.cat([part.logits_before_QO for part in parts]),
-        logits_after_QO=torch.cat([part.logits_after_QO for part in parts]),
-        routing_before_QCE=torch.cat([part.routing_before_QCE for part in parts]),
-        routing_after_QCE=torch.cat([part.routing_after_QCE for part in parts]),
-        curve_QS=torch.cat(curves),
-        verdicts=tuple(verdict for part in parts for verdict in part.verdicts),
-        passes=sum(part.passes for part in parts),
-        gradients=sum(part.gradients for part in parts),
-    )

@@ -115,7 +115,7 @@ def test_every_method_has_a_row_with_what_was_promised(found: Any) -> None:
     assert rows == json.loads(json.dumps(outcome.rows))
     for test, number in (("ta", 12), ("tb", 8)):  # tb has no split `test`: all of it
         of_test = {row["method"]: row for row in rows if row["test"] == test}
-        assert list(of_test)[0] == "base"
+        assert next(iter(of_test)) == "base"
         assert {"remix", "ngd", "oracle", "task_bias", "random_neighbours"} <= set(of_test)
         for row in of_test.values():
             assert row["n"] == number

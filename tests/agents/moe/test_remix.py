@@ -21,7 +21,8 @@ from expertmix.agents.moe.acceptance import Verdict
 from expertmix.agents.moe.architecture import MoeModel, find_moe
 from expertmix.agents.moe.bank import StateBank, build_bank
 from expertmix.agents.moe.letters import pad_prompts
-from expertmix.agents.moe.remix import Remix, Remixer
+from expertmix.agents.moe.remix import Remixer
+from expertmix.agents.moe.remixed import Remix
 from expertmix.agents.moe.settings import RemixSettings
 from expertmix.retrieval import InputError, Question, ReferenceSet
 

@@ -113,7 +113,9 @@ def _continuations(question: Question, style: AnswerStyle) -> tuple[str, ...]:
     """What is scored after the prompt, in the options' order; nothing where the expert writes."""
     if style == "reason":
         return ()
-    return tuple(f" {text}" for text in (question.letters if style == "letter" else question.options))
+    return tuple(
+        f" {text}" for text in (question.letters if style == "letter" else question.options)
+    )
 
 
 def read_reply(reply: Reply, question: Question, expert: str) -> Answer:

@@ -119,8 +119,7 @@ async def test_only_the_last_prompt_token_of_what_is_written_is_re_routed(folder
         assert max(later, default=0.0) < first / 2  # they only attend to what was changed
     # Afterwards nothing is left behind: a request about no question is the plain model's.
     bare = [
-        Request(id=request.id, messages=request.messages, sampling=sampling)
-        for request in requests
+        Request(id=request.id, messages=request.messages, sampling=sampling) for request in requests
     ]
     again = await engine.generate(bare)
     assert [reply.logprobs for reply in again] == [reply.logprobs for reply in theirs]
@@ -151,9 +150,7 @@ async def test_neighbours_may_be_found_by_the_models_own_hidden_state(folder: Pa
 async def test_a_bad_question_fails_alone(folder: Path) -> None:
     engine = make_engine(folder, context_length=64)
     await engine.start()
-    long = Question(
-        id="long", text="w1 " * 100, options=("w1", "w2"), gold="A", kind="choice"
-    )
+    long = Question(id="long", text="w1 " * 100, options=("w1", "w2"), gold="A", kind="choice")
     replies = await ask(engine, "letter", [QUESTIONS[0], long, QUESTIONS[1]])
     await engine.close()
     assert [reply.request_id for reply in replies] == ["q7-0#0", "long#0", "q7-1#0"]

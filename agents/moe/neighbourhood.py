@@ -131,5 +131,16 @@ def pose(
         kernel_QN=kernel_QN.to(start_QCE),
         neighbour_routing_QNCE=states.pathway_at(engine.layers).view(*shape, *start_QCE.shape[1:]),
         core_experts=None if core_experts is None or core_experts >= experts else core_experts,
+        chosen_QCE=_find_chosen(engine, start_QCE),
         simplex=simplex,
     )
+
+
+def _find_chosen(engine: SuffixEngine, start_QCE: torch.Tensor) -> torch.Tensor:
+    """Which experts the model itself turns on under its default routing (bool)."""
+    chosen = torch.zeros_like(start_QCE, dtype=torch.bool)
+    for place, index in enumerate(engine.layers):
+        layer = engine.moe.at(index)
+        indices_QK = layer.rule.choose(start_QCE[:, place], bias_E=layer.bias_E)
+        chosen[:, place].scatter_(-1, indices_QK, True)
+    return chosen

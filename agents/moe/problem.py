@@ -71,6 +71,9 @@ class Problem:
     """The neighbours' own default routing; needed by kernel regression and mode finding."""
     core_experts: int | None = None
     """Only a question's so many strongest experts of each layer may change; None lets all."""
+    chosen_QCE: torch.Tensor | None = None
+    """Experts that the start turns on, where those are not simply its strongest (choice by bias or by groups):
+    they belong to the core whatever their scores."""
     simplex: bool = True
     """Whether rows sum to one (softmax scoring), so that changed ones are renormalised."""
 
@@ -78,7 +81,10 @@ class Problem:
         """Which experts may change: bool, the strongest of the start, of equal ones the lower index."""
         start_QCE = self.start_QCE
         number = start_QCE.shape[-1] if self.core_experts is None else self.core_experts
-        order = torch.sort(start_QCE, dim=-1, descending=True, stable=True).indices
+        ranked_QCE = start_QCE
+        if self.chosen_QCE is not None:
+            ranked_QCE = start_QCE + 2 * self.chosen_QCE  # scores are at most 1
+        order = torch.sort(ranked_QCE, dim=-1, descending=True, stable=True).indices
         core = torch.zeros_like(start_QCE, dtype=torch.bool)
         return core.scatter(-1, order[..., :number], True)
 
@@ -93,10 +99,11 @@ class Problem:
 
     def take(self, rows_R: torch.Tensor) -> Problem:
         """The same for some of the questions, by their indices."""
-        neighbours = self.neighbour_routing_QNCE
+        neighbours, chosen = self.neighbour_routing_QNCE, self.chosen_QCE
         return replace(
             self,
             start_QCE=self.start_QCE[rows_R],
+            chosen_QCE=None if chosen is None else chosen[rows_R],
             objective=self.objective.take(rows_R),
             kernel_QN=self.kernel_QN[rows_R],
             neighbour_routing_QNCE=None if neighbours is None else neighbours[rows_R],

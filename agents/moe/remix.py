@@ -75,6 +75,9 @@ class Remixer:
         # Hidden states all point nearly the same way: only what sets them apart tells them apart.
         self._centre_D = bank.input_ND.float().mean(0)
         self.references = references or _embed_by_model(bank)
+        # With few right references fewer are fitted to, so that some are left to test a change on.
+        left = int(bank.right_N.sum()) - self.settings.held_back
+        self._fitted = max(1, min(self.settings.neighbours, left))
         self._known = {question: row for row, question in enumerate(bank.questions)}
         self._by_model = references is None
         if [q.id for q in self.references.questions] != [q.id for q in bank.questions]:
@@ -117,8 +120,14 @@ class Remixer:
         """See that there is anybody to follow.
 
         Raises:
-            InputError: the model answers no reference right.
+            InputError: the model answers no reference right, or a single one while a change has to help
+                another.
         """
+        if int(self.bank.right_N.sum()) == 1 and self.settings.held_back:
+            raise InputError(
+                f"the model answers a single one of the {len(self.bank)} references right, which leaves none "
+                "to test a change on; give more references, or set held_back: 0."
+            )
         if not bool(self.bank.right_N.any()):
             raise InputError(
                 f"the model answers none of the {len(self.bank)} references right, so there is no "
@@ -132,7 +141,7 @@ class Remixer:
             InputError: see `check_references`.
         """
         self.check_references()
-        number = self.settings.neighbours + self.settings.held_back
+        number = self._fitted + self.settings.held_back
         if self._by_model:
             vectors_QD = (states.input_ND.float().cpu() - self._centre_D).numpy()
         else:
@@ -234,12 +243,10 @@ class Remixer:
             some = replace(neighbourhood, present_QN=present_QN).take(rows_R.cpu())
             gold_RN = None if gold_QN is None else gold_QN[rows_R.cpu()]
             # The nearest are fitted to, the farther ones held back.
-            fitted = self._pose(some, start_QCE[rows_R], gold_RN, slice(0, settings.neighbours))
+            fitted = self._pose(some, start_QCE[rows_R], gold_RN, slice(0, self._fitted))
             solution = self.solver.solve(fitted)
             if settings.held_back:
-                held = self._pose(
-                    some, start_QCE[rows_R], gold_RN, slice(settings.neighbours, None)
-                )
+                held = self._pose(some, start_QCE[rows_R], gold_RN, slice(self._fitted, None))
                 accepted = accept(held, solution, margin=settings.margin)
                 solution, chosen_R = accepted, accepted.accepted_Q
                 all_accepted = _scatter(all_accepted, accepted, rows_R)

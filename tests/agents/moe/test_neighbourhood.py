@@ -125,3 +125,21 @@ def test_sigmoid_scores_are_on_no_simplex() -> None:
     engine = SuffixEngine(moe, (2, 3), LETTERS.tokens_O)
     start_QCE = bank.states([0]).pathway_at((2, 3))
     assert not pose(engine, bank, tabulate([[1, 2]]), start_QCE, core_experts=None).simplex
+
+
+@pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3", "qwen3_moe", "gpt_oss"])
+def test_a_core_holds_what_the_model_itself_turns_on(family: str) -> None:
+    """DeepSeek chooses by groups and by a bias, so its experts are not simply the strongest."""
+    moe = find_moe(make_model(family))
+    bank = build_bank(moe, LETTERS, QUESTIONS, first=2)
+    engine = SuffixEngine(moe, (2, 3), LETTERS.tokens_O)
+    rows = list(range(len(QUESTIONS)))
+    start_QCE = bank.states(rows).pathway_at((2, 3))
+    itself = tabulate_neighbours([found(row) for row in rows], 1)
+    problem = pose(engine, bank, itself, start_QCE, core_experts=moe.layers[0].rule.top_k)
+    with torch.no_grad():
+        losses_Q = problem.objective(start_QCE, core_QCE=problem.core_QCE())[:, 0]
+    expected_Q = torch.nn.functional.cross_entropy(bank.logits_NO, bank.gold_N, reduction="none")
+    assert losses_Q.double() == pytest.approx(expected_Q.double(), abs=1e-5)
+    taken = problem.take(torch.tensor([4, 1]))
+    assert torch.equal(taken.core_QCE(), problem.core_QCE()[[4, 1]])

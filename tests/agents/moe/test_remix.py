@@ -275,6 +275,15 @@ def test_where_there_are_fewer_references_fewer_are_used(moe: MoeModel, bank: St
         assert remix.verdict is Verdict.CHANGED
 
 
+def test_with_few_right_references_some_are_still_held_back(moe: MoeModel, bank: StateBank) -> None:
+    right = bank.right_N.nonzero().squeeze(-1).tolist()
+    held = FREE.model_copy(update={"neighbours": 3, "held_back": 1})
+    three = make_remixer(moe, bank.select(right[:3]), held).remix(QUESTIONS)
+    assert {len(remix.neighbours) for remix in three} == {3}  # two to fit to, one to test on
+    with pytest.raises(InputError, match="leaves none to test a change on"):
+        make_remixer(moe, bank.select(right[:1]), held).remix(QUESTIONS)
+
+
 def test_a_bank_of_nothing_but_mistakes_is_refused(moe: MoeModel, bank: StateBank) -> None:
     wrong = bank.select((~bank.right_N).nonzero().squeeze(-1).tolist())
     with pytest.raises(InputError, match=f"answers none of the {len(wrong)} references right"):

@@ -25,7 +25,7 @@ def read_choices(
 
     Args:
         path: Laid out like the benchmark tables: `id` or `question_id`, `question`, `options`, `gold` (a
-            letter), and perhaps `split`.
+            letter) or `gold_index` (from 0), and perhaps `split`.
         splits: Which splits; all by default.
         limit: How many questions at most, chosen by a hash of seed and id: a larger limit keeps those of
             a smaller one.
@@ -54,19 +54,33 @@ def read_choices(
         if not row.get("options") or (splits and row.get("split") not in splits):
             continue
         # A table may mix multiple choice with other things, which keep their own `kind`.
-        fields = {"id": row.get("id") or row.get("question_id"), "text": row.get("question")}
+        fields = {
+            "id": row.get("id") or row.get("question_id"),
+            "text": row.get("question") or row.get("text"),
+            "options": list(row["options"]),
+            "gold": _find_gold(row),
+        }
         try:
-            questions.append(
-                Question.from_json(
-                    fields | {"options": list(row["options"]), "gold": row.get("gold")},
-                    default_id=f"{path.stem}/{number}",
-                )
+            question = Question.from_json(
+                {key: value for key, value in fields.items() if value is not None},
+                default_id=f"{path.stem}/{number}",
             )
+            if question.gold is None:
+                raise InputError("it has no gold answer; give a letter in `gold` or `gold_index`")
+            questions.append(question)
         except InputError as error:
             raise InputError(f"{path}, row {number}: {error}") from None
     if not questions:
         raise InputError(f"{path} holds no multiple-choice questions of the splits asked for.")
     return choose(questions, limit, seed)
+
+
+def _find_gold(row: dict[str, Any]) -> Any:
+    """The gold letter, from `gold` or, where only that is given, from `gold_index` counted from 0."""
+    gold, index = row.get("gold"), row.get("gold_index")
+    if gold is None and isinstance(index, int) and 0 <= index < len(row["options"]):
+        return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[index]
+    return gold
 
 
 def find_splits(path: str | Path, prefix: str) -> list[str] | None:

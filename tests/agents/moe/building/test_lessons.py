@@ -85,3 +85,26 @@ def test_gold_moves_with_its_option() -> None:
         assert sorted(shuffled.options) == ["a", "b", "c", "d"]
         seen.add(shuffled.gold)
     assert seen == {"A", "B", "C", "D"}
+
+
+def test_at_first_most_lessons_only_point_at_an_option() -> None:
+    questions = [
+        Question(
+            id=f"q{i}", text=f"Which is {i}?", options=("a", "b", "c"), gold="B", kind="choice"
+        )
+        for i in range(40)
+    ]
+
+    def share(batches: list[list[Question]]) -> float:
+        asked = [question for batch in batches for question in batch]
+        pointing = [question for question in asked if question.text.startswith("Which option says")]
+        for question in pointing:
+            told = question.options[question.letters.index(question.gold or "")]
+            assert question.text == f'Which option says "{told}"?'
+        return len(pointing) / len(asked)
+
+    drawn = list(itertools.islice(lesson_batches(questions, 10, 3, pointing_steps=20), 60))
+    assert 0.55 < share(drawn[:20]) < 0.85
+    assert 0.05 < share(drawn[20:]) < 0.3
+    plain = list(itertools.islice(lesson_batches(questions, 10, 3), 8))
+    assert share(plain) == 0

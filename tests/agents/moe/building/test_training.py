@@ -73,7 +73,9 @@ def test_training_lowers_the_loss_of_what_it_is_trained_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def same_batch(questions: Sequence[Question], size: int, seed: int) -> Iterator[list[Question]]:
+    def same_batch(
+        questions: Sequence[Question], size: int, seed: int, *, pointing_steps: int
+    ) -> Iterator[list[Question]]:
         rng = random.Random(seed)
         return itertools.repeat([shuffle_options(question, rng) for question in questions[:size]])
 

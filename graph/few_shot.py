@@ -55,7 +55,7 @@ def answer_with_examples(
                 position_ids=(mask_BT.cumsum(-1) - 1).clamp(min=0),
                 use_cache=False,
             )
-        found = moe.read_logits(output.last_hidden_state[:, -1], tokens_O)
+            found = moe.read_logits(output.last_hidden_state[:, -1], tokens_O)
         logits_QO[places] = found.float().cpu()
     return mask_options(logits_QO, questions.questions), sum(map(len, prompts)) / plain
 

@@ -37,12 +37,21 @@ class ManyFiles(TyperCommand):
 def repeat_options(arguments: Sequence[str]) -> list[str]:
     """`--test A B` becomes `--test A --test B`."""
     repeated: list[str] = []
-    current: str | None = None
+    current, is_first = None, False
     for word in arguments:
         if word.startswith("-"):
-            current = word if word in SEVERAL else None
-        elif current is not None and repeated[-1] != current:
-            repeated.append(current)
+            name, equals, _ = word.partition("=")
+            current = name if name in SEVERAL else None
+            repeated.append(word)
+            is_first = not equals
+            continue
+        # Whatever is no file of questions is none of theirs: the model may stand behind them.
+        if current is not None and (is_first or word.endswith(".parquet")):
+            if not is_first:
+                repeated.append(current)
+            is_first = False
+        else:
+            current = None
         repeated.append(word)
     return repeated
 
@@ -120,7 +129,10 @@ def study(
     )
     with resumable(out):
         found = run_remix_study(
-            model, settings, out, lambda line: open_stderr().print(line, highlight=False)
+            model,
+            settings,
+            out,
+            lambda line: open_stderr().print(clean_text(line), highlight=False),
         )
     if as_json:
         print_json(found.rows)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..agents.moe.settings import RemixSettings
-from ..retrieval import Encoder, InputError, MiniLM, Question, ReferenceSet
+from ..retrieval import Encoder, InputError, MiniLM, Question, ReferenceSet, fingerprint
 from .study_files import write_text
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["RemixOutcome", "RemixStudySettings", "read_sets", "run_remix_study"]
 
 Tell = Callable[[str], None]
+VERSION = 2
+"""Of what methods compute: results of an older one are not taken for those of this."""
+BUDGET = 64 << 30
+"""Bytes for the states of one set on disk: enough that they are kept in full."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +99,11 @@ def run_remix_study(
     if unknown:
         raise InputError(f"there is no method {unknown[0]!r}; there are {', '.join(METHODS)}.")
     methods = ["base", *(name for name in methods if name != "base")]
-    references, tests = read_sets(settings)
-    moe, letters, notes = _load(model, settings)
+    references, tests, dropped = read_sets(settings)
+    moe, letters = _load(model, settings)
+    notes: list[str] = []
+    if dropped:
+        notes.append(f"{dropped} references were left out because they are test questions as well.")
     out.mkdir(parents=True, exist_ok=True)
     first = moe.last(settings.remix.layers)[0]
     bank = _ask(moe, letters, "references", references, first, out, settings, notes, tell)
@@ -105,24 +113,26 @@ def run_remix_study(
         raise InputError(
             f"the model answers none of the {len(bank)} references right: there is nothing to follow."
         )
-    vectors = ReferenceSet.build(bank.questions, encoder or MiniLM())
-    key = _key(bank, tests, settings)
+    encoder = encoder or MiniLM()
+    vectors = ReferenceSet.build(bank.questions, encoder)
+    key = _key(bank, settings, encoder)
     tuned = _tune(RemixField("references", bank, bank, vectors), settings, out, key, tell)
     rows: list[dict[str, Any]] = []
     alignment: list[dict[str, Any]] = []
     samples: list[str] = []
     for name, questions in tests.items():
-        own = _ask(moe, letters, name, questions, first, out, settings, notes, tell)
+        own = _ask(moe, letters, f"test-{name}", questions, first, out, settings, notes, tell)
         of_test = RemixField(name, own, bank, vectors)
-        found = _replay(of_test, methods, settings, tuned, out / "replays", key, tell)
+        of_key = _hash(key + fingerprint(own.questions))
+        found = _replay(of_test, methods, settings, tuned, out / "replays", of_key, tell)
         from ..graph.remix_alignment import measure_alignment
         from ..graph.remix_study import summarise_remixing
 
         rows += summarise_remixing(of_test, found, tuned)
         alignment += measure_alignment(of_test, tuned.ngd)
         samples += _tell_samples(of_test, found)
-        if (dropped := of_test.near(3).dropped) and sum(dropped.values()):
-            told = ", ".join(f"{number} {reason}" for reason, number in dropped.items())
+        if guarded := of_test.near(tuned.ngd.neighbours, balanced=tuned.ngd.balanced).dropped:
+            told = ", ".join(f"{number} {reason}" for reason, number in guarded.items())
             notes.append(f"{name}: the leakage guard dropped references among the nearest: {told}.")
     write_text(out / "result.json", json.dumps(rows, indent=1))
     write_text(out / "alignment.json", json.dumps(alignment, indent=1))
@@ -133,34 +143,52 @@ def run_remix_study(
 
 def read_sets(
     settings: RemixStudySettings,
-) -> tuple[list[Question], dict[str, list[Question]]]:
-    """References of all files together, and the questions of each test set by name.
+) -> tuple[list[Question], dict[str, list[Question]], int]:
+    """References of all files together, the questions of each test set by name, and how many references
+    were left out because they are test questions.
 
     Raises:
         InputError: no files, unusable ones, or two test sets of one name.
     """
-    from ..graph.remix_tables import find_splits, read_choices
+    from ..graph.remix_tables import find_splits, leave_out_tested, read_choices
 
     if not settings.references or not settings.tests:
         raise InputError("give at least one file with --references and one with --test.")
     per_file = settings.reference_limit or settings.limit
-    by_id: dict[str, Question] = {}
-    for path in settings.references:
-        splits = settings.reference_splits or find_splits(path, "train")
-        for question in read_choices(path, splits=splits, limit=per_file, seed=settings.seed):
-            by_id.setdefault(question.id, question)
     tests: dict[str, list[Question]] = {}
     for path in settings.tests:
         if path.stem in tests:
             raise InputError(f"two test files are called {path.stem}; rename one.")
         splits = settings.test_splits or find_splits(path, "test")
-        tests[path.stem] = read_choices(
-            path, splits=splits, limit=settings.limit, seed=settings.seed
+        tests[path.stem] = _number_twins(
+            read_choices(path, splits=splits, limit=settings.limit, seed=settings.seed)
         )
-    return list(by_id.values()), tests
+    found: list[Question] = []
+    for path in settings.references:
+        splits = settings.reference_splits or find_splits(path, "train")
+        found += read_choices(path, splits=splits, limit=per_file, seed=settings.seed)
+    tested = [question for questions in tests.values() for question in questions]
+    kept, dropped = leave_out_tested(_number_twins(found), tested)
+    if not kept:
+        raise InputError(
+            f"all {dropped} references are test questions as well; give other files or splits."
+        )
+    return kept, tests, dropped
 
 
-def _load(model: str, settings: RemixStudySettings) -> tuple[MoeModel, Letters, list[str]]:
+def _number_twins(questions: Sequence[Question]) -> list[Question]:
+    """Each question once; different ones of the same id, as files of their own may have, get numbers."""
+    seen: dict[str, Question] = {}
+    for question in questions:
+        name, number = question.id, 1
+        while name in seen and replace(seen[name], id=question.id) != question:
+            number += 1
+            name = f"{question.id}~{number}"
+        seen.setdefault(name, replace(question, id=name))
+    return list(seen.values())
+
+
+def _load(model: str, settings: RemixStudySettings) -> tuple[MoeModel, Letters]:
     from ..agents.engines.loading import explain, load_model
     from ..agents.moe.architecture import find_moe
     from ..agents.moe.letters import Letters
@@ -173,7 +201,7 @@ def _load(model: str, settings: RemixStudySettings) -> tuple[MoeModel, Letters, 
     if loaded.model.device.type == "cpu":
         # transformers' grouped products fall back to a slow loop of their own on a CPU.
         loaded.model.set_experts_implementation("eager")
-    return moe, Letters.of(loaded.tokenizer, window=loaded.window), []
+    return moe, Letters.of(loaded.tokenizer, window=loaded.window)
 
 
 def _ask(
@@ -189,15 +217,21 @@ def _ask(
 ) -> StateBank:
     """Run the model once over a set, leaving out what cannot be asked."""
     from ..agents.moe.bank import build_bank
+    from ..agents.moe.bank_files import name_states
 
     usable: list[Question] = []
+    refused: list[str] = []
     for question in questions:
         try:
             letters.encode(question)
         except InputError as error:
-            notes.append(f"{name}: left out: {error}")
+            refused.append(str(error))
         else:
             usable.append(question)
+    if refused:
+        notes.append(
+            f"{name}: {len(refused)} questions were left out, the first because: {refused[0]}"
+        )
     if not usable:
         raise InputError(f"none of the {len(questions)} questions of {name} can be asked.")
 
@@ -205,15 +239,24 @@ def _ask(
         if done == whole or done % (16 * settings.batch) < settings.batch:
             tell(f"{name}: {done} of {whole} questions asked")
 
-    return build_bank(
+    built = build_bank(
         moe,
         letters,
         usable,
         first=first,
-        folder=out / "states" / name,
+        folder=out / "states" / f"{_slug(name)}-{name_states(moe, letters, usable, first)}",
+        budget_bytes=BUDGET,
         batch=settings.batch,
         on_progress=progress,
     )
+    if built.kind != "full":
+        notes.append(f"{name}: states are kept as {built.kind}, to fit into {BUDGET >> 30} GiB.")
+    return built
+
+
+def _slug(name: str) -> str:
+    """A name that any file system takes."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:60]
 
 
 def _tune(
@@ -226,12 +269,13 @@ def _tune(
     path, weights = out / "tuned.json", out / "task_bias.safetensors"
     if path.is_file() and weights.is_file():
         known = json.loads(path.read_text(encoding="utf-8"))
-        if known["key"] == key:
+        bias = TaskBias.load(weights)
+        if known["key"] == key == bias.about.get("key"):
             return Tuned(
                 ngd=RemixSettings(**known["told"]["ngd"]),
                 remix=RemixSettings(**known["told"]["remix"]),
                 temperature=known["told"]["temperature"],
-                bias=TaskBias.load(weights),
+                bias=bias,
                 told=known["told"],
             )
     choose = tune if settings.tunes else keep_as_given
@@ -239,7 +283,8 @@ def _tune(
         references, settings.remix, epochs=settings.epochs, seed=settings.seed, tell=tell
     )
     assert tuned.bias is not None
-    tuned.bias.save(weights)
+    # Tied to the settings that it belongs to: a kill between two files must not pair others.
+    replace(tuned.bias, about={"key": key}).save(weights)
     write_text(path, json.dumps({"key": key, "told": tuned.told}, indent=1))
     return tuned
 
@@ -260,7 +305,7 @@ def _replay(
     found: dict[str, list[RemixReplay]] = {}
     for method in methods:
         for seed in range(settings.seeds if method in SEEDED else 1):
-            path = folder / f"{of_test.name}-{method}-{seed}.json"
+            path = folder / f"{_slug(of_test.name)}-{method}-{seed}-{key[:8]}.json"
             replay = _read_replay(path, key)
             if replay is None:
                 replay = replay_method(method, of_test, tuned, settings.seed + seed)
@@ -291,6 +336,7 @@ def _read_replay(path: Path, key: str) -> RemixReplay | None:
                     "right_Q": np.array(told["right_Q"]),
                     "accepted_Q": np.array(told["accepted_Q"], dtype=bool),
                     "letters_Q": tuple(told["letters_Q"]),
+                    "prompt_tokens": tuple(told["prompt_tokens"]),
                 }
             )
         )
@@ -319,20 +365,28 @@ def _tell_samples(of_test: RemixField, found: dict[str, list[RemixReplay]]) -> l
     ]
 
 
-def _key(bank: StateBank, tests: dict[str, list[Question]], settings: RemixStudySettings) -> str:
-    """Identifies a study's results: model, questions, settings. What is only reported does not count."""
+def _key(bank: StateBank, settings: RemixStudySettings, encoder: Encoder) -> str:
+    """Identifies what was chosen on the references, and with the test set a method's results."""
     from ..agents.moe.bank import identify
-    from ..retrieval import fingerprint
+    from ..graph.remix_methods import SHOTS
+    from ..graph.remix_tuning import CANDIDATES, HELD_BACK, TEMPERATURES, UNSURE
 
     parts = [
+        str(VERSION),
         identify(bank.moe),
         bank.letters.prompt_hash,
         fingerprint(bank.questions),
-        *(f"{name}:{fingerprint(questions)}" for name, questions in sorted(tests.items())),
+        f"{encoder.name}@{encoder.revision}",
         settings.remix.model_dump_json(),
         repr((settings.seed, settings.epochs, settings.tunes)),
+        repr((CANDIDATES, HELD_BACK, TEMPERATURES, UNSURE, SHOTS)),
     ]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return _hash("\0".join(parts))
+
+
+def _hash(text: str) -> str:
+    """A sha256 in hexadecimal digits."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _plot(rows: Sequence[dict[str, Any]], out: Path) -> list[str]:

@@ -21,7 +21,7 @@ BATCH = 8
 
 def answer_with_examples(
     questions: StateBank, bank: StateBank, neighbourhood: Neighbourhood
-) -> tuple[torch.Tensor, float]:
+) -> tuple[torch.Tensor, list[int]]:
     """Logits [Q, O] of the option letters behind the neighbours as examples, the nearest last.
 
     Examples that do not fit the model's window are left out, the farthest first.
@@ -32,16 +32,14 @@ def answer_with_examples(
         neighbourhood: Who they are.
 
     Returns:
-        The logits, and how many times longer the prompts are than those without examples.
+        The logits, and the prompts' lengths in tokens.
     """
     moe, letters = questions.moe, questions.letters
     prompts: list[list[int]] = []
-    plain = 0
     for place, question in enumerate(questions.questions):
         rows = neighbourhood.rows_QN[place][neighbourhood.present_QN[place]].tolist()
         examples = [bank.questions[row] for row in rows]
         prompts.append(encode_with_examples(letters, question, examples))
-        plain += len(letters.encode(question))
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     tokens_O = letters.tokens_O.to(moe.device)
     logits_QO = torch.zeros(len(prompts), len(letters.tokens))
@@ -57,7 +55,7 @@ def answer_with_examples(
             )
             found = moe.read_logits(output.last_hidden_state[:, -1], tokens_O)
         logits_QO[places] = found.float().cpu()
-    return mask_options(logits_QO, questions.questions), sum(map(len, prompts)) / plain
+    return mask_options(logits_QO, questions.questions), [len(prompt) for prompt in prompts]
 
 
 def encode_with_examples(

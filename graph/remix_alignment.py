@@ -53,7 +53,7 @@ def measure_alignment(questions: RemixField, settings: RemixSettings) -> list[di
                 "neighbours": kind,
                 "n": len(cosine_Q),
                 "cosine": round(float(cosine_Q.mean()), 4),
-                "error": round(float(cosine_Q.std() / len(cosine_Q) ** 0.5), 4),
+                "error": round(float(cosine_Q.std(correction=0) / len(cosine_Q) ** 0.5), 4),
                 "cosine_wrong": round(float(cosine_Q[wrong_Q].mean()), 4)
                 if wrong_Q.any()
                 else None,

@@ -15,12 +15,13 @@ import torch
 
 from ..agents.moe.acceptance import Verdict
 from ..agents.moe.bank import StateBank
-from ..agents.moe.letters import ALPHABET
+from ..agents.moe.letters import ALPHABET, mask_options
 from ..agents.moe.neighbourhood import Neighbourhood, tabulate_neighbours
 from ..agents.moe.problem import Solver
 from ..agents.moe.remix import Remixer
 from ..agents.moe.remixed import RemixedBatch
 from ..agents.moe.settings import RemixSettings
+from ..agents.moe.suffix import SuffixEngine
 from ..retrieval import Question, ReferenceSet
 
 __all__ = ["RemixField", "RemixReplay", "shuffle_labels"]
@@ -41,9 +42,14 @@ class RemixReplay:
     passes: int = 0
     """Forward passes of one neighbour token, in all questions together."""
     gradients: int = 0
-    extra_passes: float = 0.0
-    """Whole prompt passes per question beyond the one that every method needs."""
-    curve_QS: npt.NDArray[np.float64] | None = None
+    prepared: int = 0
+    """Neighbours whose expert outputs at the first critical layer were computed, in all."""
+    near_tokens: float = 0.0
+    """Mean length of the prompts of those that were followed."""
+    last_runs: int = 0
+    """Questions whose own last token was run again, under the new routing."""
+    prompt_tokens: tuple[int, ...] = ()
+    """Lengths of the prompts, where they are not the plain ones."""
 
 
 class RemixField:
@@ -162,7 +168,25 @@ class RemixField:
             replay,
             passes=sum(part.passes for part in parts),
             gradients=sum(part.gradients for part in parts),
+            prepared=sum(part.prepared for part in parts),
+            near_tokens=float((bank.lengths_N + 1).double().mean()),
+            last_runs=int(accepted_Q.sum()),
         )
+
+    def unchanged(self, settings: RemixSettings) -> RemixReplay:
+        """Every question's own routing, run through the suffix: what re-mixing does to numbers alone."""
+        own = self.own
+        tokens_O = own.letters.tokens_O.to(own.moe.device)
+        engine = SuffixEngine(own.moe, own.moe.last(settings.layers), tokens_O)
+        parts: list[torch.Tensor] = []
+        for start in range(0, len(own), CHUNK):
+            rows = range(start, min(start + CHUNK, len(own)))
+            states = own.states(rows)
+            with torch.no_grad():
+                logits_QO = engine.run(engine.prepare(states), states.pathway_at(engine.layers))
+            parts.append(mask_options(logits_QO, [self.questions[row] for row in rows]).cpu())
+        replay = self.read(torch.cat(parts), np.zeros(len(own), dtype=bool))
+        return replace(replay, last_runs=len(own))
 
     def read(self, logits_QO: torch.Tensor, accepted_Q: npt.NDArray[np.bool_]) -> RemixReplay:
         """A replay from the logits of the options."""
@@ -183,9 +207,10 @@ class RemixField:
 
 
 def shuffle_labels(bank: StateBank, neighbourhood: Neighbourhood, seed: int) -> torch.Tensor:
-    """Wrong labels [Q, N]: each reference's gold is drawn anew among its own options, once per seed."""
+    """Wrong labels [Q, N]: for each reference another of its own options, once per seed."""
     labels: list[int] = []
-    for question in bank.questions:
+    for question, gold in zip(bank.questions, bank.gold_N.tolist(), strict=True):
         digest = hashlib.sha256(f"{seed}\0{question.id}".encode()).digest()
-        labels.append(int.from_bytes(digest[:4], "big") % len(question.options))
+        step = 1 + int.from_bytes(digest[:4], "big") % (len(question.options) - 1)
+        labels.append((gold + step) % len(question.options))
     return torch.tensor(labels)[neighbourhood.rows_QN]

@@ -81,8 +81,9 @@ def fit_bias(questions: RemixField, settings: RemixSettings, *, epochs: int, see
 
     number = len(bank)
     order = torch.randperm(number, generator=torch.Generator().manual_seed(seed)).tolist()
-    held = [cut(order[start : start + 64]) for start in range(0, number // 8, 64)]
-    learnt = order[number // 8 :]
+    kept_back = min(number - 1, max(1, number // 8))
+    held = [cut(order[start : min(start + 64, kept_back)]) for start in range(0, kept_back, 64)]
+    learnt = order[kept_back:]
 
     def batches(generator: torch.Generator) -> Any:
         mixed = torch.randperm(len(learnt), generator=generator).tolist()
@@ -96,6 +97,10 @@ def fit_bias(questions: RemixField, settings: RemixSettings, *, epochs: int, see
 
 def _base(questions: RemixField, tuned: Tuned, seed: int) -> RemixReplay:
     return questions.base()
+
+
+def _unchanged(questions: RemixField, tuned: Tuned, seed: int) -> RemixReplay:
+    return questions.unchanged(tuned.ngd)
 
 
 def _ngd(questions: RemixField, tuned: Tuned, seed: int) -> RemixReplay:
@@ -122,7 +127,8 @@ def _modes(questions: RemixField, tuned: Tuned, seed: int) -> RemixReplay:
 
 def _task_bias(questions: RemixField, tuned: Tuned, seed: int) -> RemixReplay:
     assert tuned.bias is not None
-    return questions.remix(tuned.ngd, _near(questions, tuned.ngd), solver=tuned.bias)
+    replay = questions.remix(tuned.ngd, _near(questions, tuned.ngd), solver=tuned.bias)
+    return replace(replay, last_runs=0)  # a shift that is known beforehand acts in the only pass
 
 
 def _oracle(questions: RemixField, tuned: Tuned, seed: int) -> RemixReplay:
@@ -145,8 +151,11 @@ def _random_direction(questions: RemixField, tuned: Tuned, seed: int) -> RemixRe
 
 
 def _temperature(questions: RemixField, tuned: Tuned, seed: int) -> RemixReplay:
+    if tuned.temperature == 1:
+        return questions.base()
     solver = RouterTemperature(temperature=tuned.temperature)
-    return questions.remix(tuned.ngd, _near(questions, tuned.ngd), solver=solver)
+    replay = questions.remix(tuned.ngd, _near(questions, tuned.ngd), solver=solver)
+    return replace(replay, last_runs=0)
 
 
 def _letter_prior(questions: RemixField, tuned: Tuned, seed: int) -> RemixReplay:
@@ -158,24 +167,22 @@ def _letter_prior(questions: RemixField, tuned: Tuned, seed: int) -> RemixReplay
         if len(alike):
             prior_O = alike.softmax(-1).mean(0).log()
             logits_QO[own == number, :number] -= prior_O
-    base = questions.base()
-    replay = questions.read(logits_QO, base.accepted_Q)
-    changed_Q = np.array([a != b for a, b in zip(replay.letters_Q, base.letters_Q, strict=True)])
-    return replace(replay, accepted_Q=changed_Q)
+    return questions.read(logits_QO, np.zeros(len(own), dtype=bool))
 
 
 def _few_shot(questions: RemixField, tuned: Tuned, seed: int) -> RemixReplay:
     # As many as the paper follows: every example makes the prompt as much longer as the question is.
     near = questions.near(SHOTS)
-    logits_QO, longer = answer_with_examples(questions.own, questions.bank, near)
-    everywhere_Q = np.ones(len(questions.own), dtype=bool)
-    return replace(questions.read(logits_QO, everywhere_Q), extra_passes=longer - 1)
+    logits_QO, lengths = answer_with_examples(questions.own, questions.bank, near)
+    nowhere_Q = np.zeros(len(questions.own), dtype=bool)
+    return replace(questions.read(logits_QO, nowhere_Q), prompt_tokens=tuple(lengths))
 
 
 SHOTS = 3
 
 METHODS: Mapping[str, Callable[[RemixField, Tuned, int], RemixReplay]] = {
     "base": _base,
+    "unchanged": _unchanged,
     "remix": _remix,
     "ngd": _ngd,
     "kernel_regression": _regression,
@@ -204,7 +211,8 @@ class _AsFar:
     def solve(self, problem: Problem) -> Solution:
         """Solve, and then forget everything but how far it went."""
         like = self._solver.solve(problem)
-        return RandomDirection(like=like, seed=self._seed).solve(problem)
+        found = RandomDirection(like=like, seed=self._seed).solve(problem)
+        return replace(found, passes=like.passes, gradients=like.gradients)
 
 
 def _near(questions: RemixField, settings: RemixSettings) -> Neighbourhood:

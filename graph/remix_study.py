@@ -31,26 +31,27 @@ def count_cost(replay: RemixReplay, questions: RemixField, tuned: Tuned) -> floa
     own = questions.own
     shape, layers = Shape.of(own.moe), own.moe.last(tuned.ngd.layers)
     tokens = (own.lengths_N + 1).tolist()
-    near = float((questions.bank.lengths_N + 1).double().mean())
     core = tuned.ngd.core_experts
     core = None if core is None or core >= own.moe.experts else core
     plain = sum(plain_pass(shape, length).macs for length in tokens)
-    total = plain * (1 + replay.extra_passes)
+    if replay.prompt_tokens:
+        return float(sum(plain_pass(shape, t).macs for t in replay.prompt_tokens) / plain)
     settings: dict[str, Any] = {"core": core, "head_rows": len(own.letters.tokens)}
+    once = prepare_pass(shape, layers, core=core).macs
+    total = plain + replay.prepared * once
     if replay.passes:
-        once = prepare_pass(shape, layers, core=core).macs
-        forward = suffix_pass(shape, near, layers, **settings).macs
+        forward = suffix_pass(shape, replay.near_tokens, layers, **settings).macs
         both = suffix_pass(
-            shape, near, layers, gradient=True, selection=tuned.ngd.selection, **settings
+            shape,
+            replay.near_tokens,
+            layers,
+            gradient=True,
+            selection=tuned.ngd.selection,
+            **settings,
         ).macs
-        # Each neighbour's first-layer outputs are made once; a descent of S steps passes it S + 1 times.
-        neighbours = replay.passes / (tuned.ngd.steps + 1)
-        total += neighbours * once + (replay.passes - replay.gradients) * forward
-        total += replay.gradients * both
-    if replay.accepted_Q.any() and not replay.extra_passes and replay.curve_QS is None:
-        last = np.mean([suffix_pass(shape, t, layers, **settings).macs for t in tokens])
-        total += replay.accepted_Q.sum() * (last + prepare_pass(shape, layers, core=core).macs)
-    return float(total / plain)
+        total += (replay.passes - replay.gradients) * forward + replay.gradients * both
+    last = np.mean([suffix_pass(shape, length, layers, **settings).macs for length in tokens])
+    return float((total + replay.last_runs * (last + once)) / plain)
 
 
 def summarise_remixing(
@@ -61,7 +62,7 @@ def summarise_remixing(
     Seeds are averaged for each question first; intervals are a paired bootstrap over questions. Rows have
     `test`, `method`, `accuracy`, `low`, `high`, `n`, `flops_ratio`, `accepted` (share of questions whose
     routing was changed), `delta_base` (mean, low, high), `fixed` and `broken` (questions, mean of seeds),
-    `gap_closed` (of the distance from base to oracle; None without an oracle), `seeds`, and
+    `gap_closed` (of the distance from base to oracle; None where the oracle is not above it), `seeds`, and
     `by_confidence`: accuracy and base accuracy in thirds of the base's margin, the least sure first.
 
     Args:
@@ -76,7 +77,8 @@ def summarise_remixing(
     means_BM = resample(right_QM)
     at_base = names.index("base")
     base_Q = right_QM[:, at_base]
-    oracle = right_QM[:, names.index("oracle")].mean() if "oracle" in names else None
+    best = right_QM[:, names.index("oracle")].mean() if "oracle" in names else None
+    gap = 0.0 if best is None else float(best - base_Q.mean())
     order_Q = np.argsort(questions.margin_Q, kind="stable")
     rows: list[dict[str, Any]] = []
     for at, name in enumerate(names):
@@ -84,7 +86,6 @@ def summarise_remixing(
         low, high = np.percentile(means_BM[:, at], (2.5, 97.5))
         less, more = np.percentile(means_BM[:, at] - means_BM[:, at_base], (2.5, 97.5))
         gain = float(right_Q.mean() - base_Q.mean())
-        gap = None if oracle is None else float(oracle - base_Q.mean())
         rows.append(
             {
                 "test": questions.name,
@@ -106,7 +107,7 @@ def summarise_remixing(
                 },
                 "fixed": round(float(np.clip(right_Q - base_Q, 0, 1).sum()), 2),
                 "broken": round(float(np.clip(base_Q - right_Q, 0, 1).sum()), 2),
-                "gap_closed": round(gain / gap, 4) if gap else None,
+                "gap_closed": round(gain / gap, 4) if gap > 0 else None,
                 "seeds": len(replays[name]),
                 "by_confidence": [
                     {
@@ -115,6 +116,7 @@ def summarise_remixing(
                         "n": len(third),
                     }
                     for third in np.array_split(order_Q, 3)
+                    if len(third)
                 ],
             }
         )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..retrieval import InputError, Question
+from ..retrieval.leakage import COMMON_OPTIONS, normal_text
 
-__all__ = ["choose", "find_splits", "read_choices"]
+__all__ = ["choose", "find_splits", "leave_out_tested", "read_choices"]
 
 
 def read_choices(
@@ -51,13 +53,18 @@ def read_choices(
         )
     questions: list[Question] = []
     for number, row in enumerate(rows, 1):
-        if not row.get("options") or (splits and row.get("split") not in splits):
+        if not row.get("options") or (splits and str(row.get("split")) not in splits):
             continue
+        if not isinstance(row["options"], list):
+            raise InputError(
+                f"{path}, row {number}: `options` is no list of texts but {type(row['options']).__name__}; "
+                "write the options alone, in order."
+            )
         # A table may mix multiple choice with other things, which keep their own `kind`.
         fields = {
-            "id": row.get("id") or row.get("question_id"),
-            "text": row.get("question") or row.get("text"),
-            "options": list(row["options"]),
+            "id": row.get("question_id") if row.get("id") is None else row["id"],
+            "text": row.get("text") if row.get("question") is None else row["question"],
+            "options": row["options"],
             "gold": _find_gold(row),
         }
         try:
@@ -73,6 +80,34 @@ def read_choices(
     if not questions:
         raise InputError(f"{path} holds no multiple-choice questions of the splits asked for.")
     return choose(questions, limit, seed)
+
+
+def leave_out_tested(
+    references: Sequence[Question], tests: Iterable[Question]
+) -> tuple[list[Question], int]:
+    """References that are no test question in disguise, and how many were: by id, text or set of options.
+
+    Neighbours are guarded one by one; what is *learnt* from references (settings, a task bias, a prior) must
+    not have seen the tests either.
+    """
+    tested = list(tests)
+    ids = {question.id for question in tested}
+    texts = {normal_text(question.text) for question in tested}
+    sets = Counter(map(_option_set, [*references, *tested]))
+    # Options that many questions have (yes, no) betray none.
+    telling = {_option_set(q) for q in tested if sets[_option_set(q)] < COMMON_OPTIONS}
+    kept = [
+        question
+        for question in references
+        if question.id not in ids
+        and normal_text(question.text) not in texts
+        and _option_set(question) not in telling
+    ]
+    return kept, len(references) - len(kept)
+
+
+def _option_set(question: Question) -> frozenset[str]:
+    return frozenset(normal_text(option) for option in question.options)
 
 
 def _find_gold(row: dict[str, Any]) -> Any:

@@ -42,10 +42,11 @@ def is_unsure(logits_QO: torch.Tensor, threshold: float) -> torch.Tensor:
     """Whether the two best options' probabilities differ by no more than the threshold (bool, `[Q]`).
 
     The gate of c3po.md §1.5: only unsure questions are worth the work. Options that a question lacks
-    have the logit −inf; one option is sure; logits that are not numbers are not.
+    have the logit −inf; one option is sure; logits that are not numbers are not. A threshold of 0 shuts
+    the gate for all, ties included.
     """
     shares_QO = logits_QO.softmax(-1)
-    if shares_QO.shape[-1] < 2:
+    if shares_QO.shape[-1] < 2 or threshold == 0:
         return torch.zeros(len(shares_QO), dtype=torch.bool, device=logits_QO.device)
     best_Q2 = shares_QO.topk(2, dim=-1).values
     return ~(best_Q2[:, 0] - best_Q2[:, 1] > threshold)

@@ -61,11 +61,12 @@ def _attend(
     rows, heads, _, size = key_RH1D.shape
     query_RHGD = query_RH1D.reshape(rows, heads, -1, size)
     query_RHGD = query_RHGD * (size**-0.5 if scaling is None else scaling)
-    cached_RHGT = query_RHGD @ keys_RHTD.transpose(-1, -2)
-    own_RHG1 = (query_RHGD * key_RH1D).sum(-1, keepdim=True)
-    # Scores are added up and normalised no less precisely than by torch's kernels.
+    # Scores are added up and normalised in float32, as torch's kernels do.
     precise = torch.promote_types(query_RHGD.dtype, torch.float32)
-    scores_RHGT = torch.cat([cached_RHGT, own_RHG1], dim=-1).to(precise)
+    precise_RHGD = query_RHGD.to(precise)
+    cached_RHGT = precise_RHGD @ keys_RHTD.to(precise).transpose(-1, -2)
+    own_RHG1 = (precise_RHGD * key_RH1D.to(precise)).sum(-1, keepdim=True)
+    scores_RHGT = torch.cat([cached_RHGT, own_RHG1], dim=-1)
     shares_RHGT = (scores_RHGT + attention_mask).softmax(-1).to(query_RHGD.dtype)
     mixed_RHGD = shares_RHGT[..., :-1] @ values_RHTD + shares_RHGT[..., -1:] * value_RH1D
     return mixed_RHGD.reshape(rows, 1, -1, value_RH1D.shape[-1]), None

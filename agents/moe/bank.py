@@ -103,6 +103,11 @@ class StateBank:
         """Default scores of all experts in all layers with routed experts."""
         return self._small["pathway"]
 
+    def pathway_at(self, layers: Sequence[int]) -> torch.Tensor:
+        """Default scores [N, C, E] in some layers, by decoder index."""
+        known = [layer.index for layer in self.moe.layers]
+        return self.pathway_NME[:, [known.index(index) for index in layers]]
+
     @property
     def input_ND(self) -> torch.Tensor:
         """The last token before the first critical layer's experts: the model's own embedding (§4.3)."""
@@ -263,10 +268,11 @@ def build_bank(
         parts = bank_files.make_shards(moe, letters, prompts, first, kind, batch, on_progress)
         return _bank(moe, letters, plan, [MemoryShard(part) for part in parts])
     folder = Path(folder)
-    bank_files.begin(folder, plan)
-    done = bank_files.count_done(folder, plan)
-    rest = bank_files.make_shards(moe, letters, prompts, first, kind, batch, on_progress, done)
-    bank_files.write_shards(folder, plan, rest, done)
+    with bank_files.locked(folder):
+        bank_files.begin(folder, plan)
+        done = bank_files.count_done(folder, plan)
+        rest = bank_files.make_shards(moe, letters, prompts, first, kind, batch, on_progress, done)
+        bank_files.write_shards(folder, plan, rest, done)
     return _bank(moe, letters, plan, bank_files.open_shards(folder, plan))
 
 

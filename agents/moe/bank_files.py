@@ -5,15 +5,16 @@ A piece is whole or not there at all, so what was interrupted goes on at the fir
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...retrieval import InputError, Question
+from ...retrieval import InputError, Question, fingerprint
 from .architecture import MoeModel
 from .letters import Letters, hash_text, pad_prompts
 from .packing import StateKind, pack
@@ -27,8 +28,10 @@ __all__ = [
     "count_bytes",
     "count_done",
     "identify",
+    "locked",
     "make_plan",
     "make_shards",
+    "name_states",
     "open_shards",
     "read_plan",
     "write_shards",
@@ -121,6 +124,33 @@ def check_plan(plan: Plan, folder: Path, moe: MoeModel, letters: Letters) -> Non
         )
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Generator[None]:
+    """Let one process at a time build in a folder; another waits, and then finds everything done.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    from filelock import FileLock
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(folder.name + ".lock"))
+        lock.acquire()
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({error}); choose another folder.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def name_states(moe: MoeModel, letters: Letters, questions: Sequence[Question], first: int) -> str:
+    """Twelve digits that tell states of other questions, models, words and layers apart."""
+    parts = (identify(moe), letters.prompt_hash, fingerprint(questions), str(first))
+    return hash_text("|".join(parts))[:12]
+
+
 def begin(folder: Path, plan: Plan) -> None:
     """Write the plan into a new folder, or find it there already.
 
@@ -185,13 +215,25 @@ def make_shards(
 def write_shards(
     folder: Path, plan: Plan, shards: Iterator[dict[str, torch.Tensor]], start: int
 ) -> None:
-    """Write pieces as they come, from number `start` on."""
+    """Write pieces as they come, from number `start` on.
+
+    Raises:
+        InputError: they cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     for path, tensors in zip(_paths(folder, plan)[start:], shards, strict=True):
         draft = path.with_suffix(".draft")
-        save_file(tensors, draft)
-        draft.rename(path)  # whole or not at all
+        try:
+            save_file(tensors, draft)
+            draft.rename(path)  # whole or not at all
+        except (SafetensorError, OSError) as error:
+            draft.unlink(missing_ok=True)
+            raise InputError(
+                f"states cannot be written to {folder} ({error}); make room there, or choose another folder. "
+                "Finished pieces are kept."
+            ) from error
 
 
 def open_shards(folder: Path, plan: Plan) -> list[Any]:

@@ -18,6 +18,7 @@ from .settings import RemixSettings
 if TYPE_CHECKING:
     import torch
 
+    from .letters import Letters
     from .remix import Remixer
     from .remixed import Remix
 
@@ -66,6 +67,7 @@ class RemixEngine(TransformersEngine):
         self._folder, self._budget, self._encoder = folder, budget_bytes, encoder
         self._remixer: Remixer | None = None
         self._routings: dict[str, torch.Tensor] = {}
+        self._cores: dict[str, torch.Tensor] = {}
 
     @property
     def remixer(self) -> Remixer:
@@ -92,6 +94,7 @@ class RemixEngine(TransformersEngine):
         try:
             from .architecture import find_moe
             from .bank import build_bank
+            from .bank_files import name_states
             from .letters import Letters
             from .remix import Remixer
 
@@ -101,17 +104,17 @@ class RemixEngine(TransformersEngine):
             letters = Letters.of(
                 loaded.tokenizer, chat_template=self._chat_template, window=loaded.window
             )
-            if not self._references:
-                raise InputError(
-                    "there are no multiple-choice questions among its references; give some with "
-                    "options and gold answers."
-                )
+            usable = _usable(letters, self._references)
+            first = moe.last(self._remix.layers)[0]
+            folder = self._folder
+            if folder is not None:
+                folder = folder / name_states(moe, letters, usable, first)
             bank = build_bank(
                 moe,
                 letters,
-                self._references,
-                first=moe.last(self._remix.layers)[0],
-                folder=self._folder,
+                usable,
+                first=first,
+                folder=folder,
                 budget_bytes=self._budget,
                 batch=self._max_batch,
             )
@@ -136,8 +139,15 @@ class RemixEngine(TransformersEngine):
         writing = [request for request in others if _is_choice(request) and not request.options]
         told: dict[str, Any] = {}
         for first in range(0, len(writing), self._max_batch):
-            if not self._is_over(stop):
-                told |= self._plan_writing(writing[first : first + self._max_batch])
+            if self._is_over(stop):
+                break
+            some = writing[first : first + self._max_batch]
+            try:
+                told |= self._plan_writing(some)
+            except (
+                Exception
+            ) as error:  # then they are written by the model's own routing, and say so
+                told |= {r.id: {"verdict": f"kept: it raised {explain(error)}"} for r in some}
 
         def say_more(news: tuple[str, Chunk]) -> None:
             from dataclasses import replace
@@ -151,6 +161,7 @@ class RemixEngine(TransformersEngine):
             super()._work(others, say_more, stop)
         finally:
             self._routings.clear()
+            self._cores.clear()
 
     def _decode(self, drafts: Sequence[Draft]) -> Iterator[list[Draft]]:
         with self._steered(drafts):
@@ -219,11 +230,13 @@ class RemixEngine(TransformersEngine):
         )
         neighbourhood = remixer.find(questions, states)
         batch = remixer.solve(questions, states, neighbourhood)
+        cores_QCE = remixer.core_of(batch.routing_before_QCE)
         told: dict[str, Any] = {}
         for place, remix in enumerate(remixer.explain(questions, neighbourhood, batch)):
             told[kept[place].id] = tell_remix(remix)
             if remix.changed:
                 self._routings[kept[place].id] = batch.routing_after_QCE[place].to(torch.float32)
+                self._cores[kept[place].id] = cores_QCE[place]
         return told
 
     @contextlib.contextmanager
@@ -243,10 +256,34 @@ class RemixEngine(TransformersEngine):
             rows_R=torch.tensor(rows),
             positions_R=torch.full((len(rows),), longest - 1),
             routing_RCE=torch.stack([self._routings[drafts[row].request.id] for row in rows]),
+            core_RCE=torch.stack([self._cores[drafts[row].request.id] for row in rows]),
             keeps_mass=self._remix.keeps_mass,
         )
         with steer(self.remixer.moe, steering):
             yield
+
+
+def _usable(letters: Letters, references: Sequence[Question]) -> list[Question]:
+    """Those that can be asked.
+
+    Raises:
+        InputError: none can; says why the first cannot.
+    """
+    usable: list[Question] = []
+    reason = ""
+    for question in references:
+        try:
+            letters.encode(question)
+        except InputError as error:
+            reason = reason or f" (the first: {error})"
+        else:
+            usable.append(question)
+    if not usable:
+        raise InputError(
+            "there are no multiple-choice questions among its references that it can be asked; give some "
+            f"with options and gold answers{reason}."
+        )
+    return usable
 
 
 def tell_remix(remix: Remix) -> dict[str, Any]:

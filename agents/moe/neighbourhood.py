@@ -18,7 +18,7 @@ from .problem import Problem
 from .suffix import SuffixEngine
 from .surrogate import NeighbourLosses
 
-__all__ = ["Neighbourhood", "pose", "tabulate_neighbours"]
+__all__ = ["Neighbourhood", "find_chosen", "pose", "tabulate_neighbours"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,13 +109,15 @@ def pose(
     nearest_Q1 = present_QN.to(torch.uint8).argmax(-1, keepdim=True)
     places_QN = torch.where(present_QN, places_QN, nearest_Q1)
     rows_R = neighbourhood.rows_QN.gather(-1, places_QN).reshape(-1)
-    states = bank.states(rows_R.tolist())
     device = start_QCE.device
     shape = neighbourhood.rows_QN.shape
     own_QN = bank.gold_N[rows_R].view(shape)
     gold_QN = own_QN if gold_QN is None else gold_QN.gather(-1, places_QN.to(gold_QN.device))
     objective = NeighbourLosses(
-        engine, states, gold_QN.to(device), bank.options_N[rows_R].view(shape).to(device)
+        engine,
+        lambda: bank.states(rows_R.tolist()),
+        gold_QN.to(device),
+        bank.options_N[rows_R].view(shape).to(device),
     )
     kernel_QN = weigh_neighbours(
         neighbourhood.similarity_QN,
@@ -129,14 +131,16 @@ def pose(
         start_QCE=start_QCE,
         objective=objective,
         kernel_QN=kernel_QN.to(start_QCE),
-        neighbour_routing_QNCE=states.pathway_at(engine.layers).view(*shape, *start_QCE.shape[1:]),
+        neighbour_routing_QNCE=bank.pathway_at(engine.layers)[rows_R]
+        .view(*shape, *start_QCE.shape[1:])
+        .to(device),
         core_experts=None if core_experts is None or core_experts >= experts else core_experts,
-        chosen_QCE=_find_chosen(engine, start_QCE),
+        chosen_QCE=find_chosen(engine, start_QCE),
         simplex=simplex,
     )
 
 
-def _find_chosen(engine: SuffixEngine, start_QCE: torch.Tensor) -> torch.Tensor:
+def find_chosen(engine: SuffixEngine, start_QCE: torch.Tensor) -> torch.Tensor:
     """Which experts the model itself turns on under its default routing (bool)."""
     chosen = torch.zeros_like(start_QCE, dtype=torch.bool)
     for place, index in enumerate(engine.layers):

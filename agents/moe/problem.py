@@ -17,6 +17,7 @@ __all__ = [
     "Selection",
     "Solution",
     "Solver",
+    "find_core",
     "move_core",
     "renormalise",
     "shift_logits",
@@ -79,14 +80,7 @@ class Problem:
 
     def core_QCE(self) -> torch.Tensor:
         """Which experts may change: bool, the strongest of the start, of equal ones the lower index."""
-        start_QCE = self.start_QCE
-        number = start_QCE.shape[-1] if self.core_experts is None else self.core_experts
-        ranked_QCE = start_QCE
-        if self.chosen_QCE is not None:
-            ranked_QCE = start_QCE + 2 * self.chosen_QCE  # scores are at most 1
-        order = torch.sort(ranked_QCE, dim=-1, descending=True, stable=True).indices
-        core = torch.zeros_like(start_QCE, dtype=torch.bool)
-        return core.scatter(-1, order[..., :number], True)
+        return find_core(self.start_QCE, self.core_experts, self.chosen_QCE)
 
     def surrogate_Q(self, routing_QCE: torch.Tensor, selection: Selection = "hard") -> torch.Tensor:
         """The kernel-weighted loss of each question's neighbours (c3po.md §1.3)."""
@@ -131,6 +125,25 @@ class Solver(Protocol):
     def solve(self, problem: Problem) -> Solution:
         """Solve all questions together; what becomes of one never depends on the others."""
         ...
+
+
+def find_core(
+    start_QCE: torch.Tensor, number: int | None, chosen_QCE: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The `number` strongest experts of each row (bool); of equal ones the lower index.
+
+    Args:
+        start_QCE: Default scores.
+        number: None, or more than there are: all.
+        chosen_QCE: Experts that come first whatever their scores; see `Problem.chosen_QCE`.
+    """
+    experts = start_QCE.shape[-1]
+    ranked_QCE = start_QCE
+    if chosen_QCE is not None:
+        ranked_QCE = start_QCE + 2 * chosen_QCE  # scores are at most 1
+    order = torch.sort(ranked_QCE, dim=-1, descending=True, stable=True).indices
+    core = torch.zeros_like(start_QCE, dtype=torch.bool)
+    return core.scatter(-1, order[..., : experts if number is None else number], True)
 
 
 def weigh(losses_QN: torch.Tensor, kernel_QN: torch.Tensor) -> torch.Tensor:

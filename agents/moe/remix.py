@@ -15,8 +15,8 @@ from .acceptance import Accepted, Verdict, accept, is_near, is_unsure, judge
 from .architecture import MoeModel
 from .bank import StateBank
 from .letters import Letters, mask_options, pad_prompts
-from .neighbourhood import Neighbourhood, pose, tabulate_neighbours
-from .problem import Problem, Solver
+from .neighbourhood import Neighbourhood, find_chosen, pose, tabulate_neighbours
+from .problem import Problem, Solver, find_core
 from .remixed import Remix, RemixedBatch, explain_batch, join_batches
 from .settings import RemixSettings
 from .solvers import make_solver
@@ -32,7 +32,10 @@ EXACT = ("full", "hidden")
 
 
 class Remixer:
-    """Re-mixes a model's experts for multiple-choice questions. It owns nothing and changes nothing."""
+    """Re-mixes a model's experts for multiple-choice questions. It owns nothing and changes nothing.
+
+    While it works, the model's forward passes are steered by hooks: one thread at a time may use a model.
+    """
 
     def __init__(
         self,
@@ -66,6 +69,12 @@ class Remixer:
                 f"the references' states begin at layer {bank.first}; {self.settings.layers} critical "
                 f"layers need them from layer {layers[0]} on, so build them anew."
             )
+        core, top_k = self.settings.core_experts, moe.at(layers[0]).rule.top_k
+        if core is not None and core < top_k:
+            raise InputError(
+                f"a core of {core} experts is smaller than the {top_k} that the model turns on; give at "
+                f"least {top_k}, or null for all."
+            )
         self.engine = SuffixEngine(
             moe,
             layers,
@@ -74,13 +83,13 @@ class Remixer:
         )
         # Hidden states all point nearly the same way: only what sets them apart tells them apart.
         self._centre_D = bank.input_ND.float().mean(0)
-        self.references = references or _embed_by_model(bank)
+        self._references = references
         # With few right references fewer are fitted to, so that some are left to test a change on.
         left = int(bank.right_N.sum()) - self.settings.held_back
         self._fitted = max(1, min(self.settings.neighbours, left))
         self._known = {question: row for row, question in enumerate(bank.questions)}
         self._by_model = references is None
-        if [q.id for q in self.references.questions] != [q.id for q in bank.questions]:
+        if references and [q.id for q in references.questions] != [q.id for q in bank.questions]:
             raise InputError(
                 "the reference set and the bank hold different questions; build both anew."
             )
@@ -115,6 +124,13 @@ class Remixer:
             parts.append(self.bank.states([known[questions[place]] for place in old]))
         order = torch.tensor([*new, *old], device=self.moe.device).argsort()
         return join_states(parts).take(order)
+
+    @property
+    def references(self) -> ReferenceSet:
+        """Where neighbours are searched; by the model's own hidden states if nothing else was given."""
+        if self._references is None:
+            self._references = _embed_by_model(self.bank)
+        return self._references
 
     def check_references(self) -> None:
         """See that there is anybody to follow.
@@ -198,6 +214,11 @@ class Remixer:
         neighbourhood = self.find(questions, states)
         return self.explain(questions, neighbourhood, self.solve(questions, states, neighbourhood))
 
+    def core_of(self, start_QCE: torch.Tensor) -> torch.Tensor:
+        """Which experts may be on, by the questions' default routing: bool, [Q, C, E]."""
+        core = self.settings.core_experts
+        return find_core(start_QCE, core, find_chosen(self.engine, start_QCE))
+
     def explain(
         self, questions: Sequence[Question], neighbourhood: Neighbourhood, batch: RemixedBatch
     ) -> list[Remix]:
@@ -236,7 +257,7 @@ class Remixer:
         rows_R = (unsure_Q & near_Q).nonzero().squeeze(-1)
         after_QO, routing_QCE = before_QO.clone(), start_QCE.clone()
         curve_QS = start_QCE.new_full((len(questions), 1), torch.nan)
-        passes = gradients = 0
+        passes = gradients = prepared = 0
         chosen_Q = torch.zeros_like(unsure_Q)
         all_accepted = _nothing(start_QCE, curve_QS)
         if len(rows_R):
@@ -257,6 +278,8 @@ class Remixer:
             curve_QS = start_QCE.new_full((len(questions), solution.curve_QS.shape[1]), torch.nan)
             curve_QS[rows_R] = solution.curve_QS
             passes, gradients = solution.passes, solution.gradients
+            places = slice(None) if settings.held_back else slice(0, self._fitted)
+            prepared = int(some.present_QN[:, places].sum()) if passes else 0
             if bool(chosen_R.any()):
                 moved = rows_R[chosen_R]
                 asked = [questions[row] for row in moved.tolist()]
@@ -283,6 +306,7 @@ class Remixer:
             verdicts=tuple(verdicts),
             passes=passes,
             gradients=gradients,
+            prepared=prepared,
         )
 
     def _pose(

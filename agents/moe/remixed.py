@@ -59,6 +59,8 @@ class RemixedBatch:
     """Forward passes of one neighbour token, in all."""
     gradients: int
     """How many of them were followed by a backward pass."""
+    prepared: int = 0
+    """Neighbours whose expert outputs at the first critical layer were needed."""
 
 
 def explain_batch(
@@ -126,4 +128,5 @@ def join_batches(parts: Sequence[RemixedBatch]) -> RemixedBatch:
         verdicts=tuple(verdict for part in parts for verdict in part.verdicts),
         passes=sum(part.passes for part in parts),
         gradients=sum(part.gradients for part in parts),
+        prepared=sum(part.prepared for part in parts),
     )

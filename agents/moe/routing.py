@@ -139,13 +139,15 @@ class RoutingRule:
         indices_NW = core_NE.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
         indices_NW = indices_NW[..., :width]
         soft_NW = scores_NE.gather(-1, indices_NW)
+        is_on_NW = on_NE.gather(-1, indices_NW)
+        is_off_NW = core_NE.gather(-1, indices_NW) & ~is_on_NW
+        off_NW = torch.where(is_off_NW, soft_NW - soft_NW.detach(), 0.0)  # no value, but a gradient
         if self.renormalises:
-            chosen_sum_N1 = live_NE.gather(-1, chosen_NK).sum(-1, keepdim=True)
-            soft_NW = soft_NW / chosen_sum_N1
-        soft_NW = soft_NW * self.scale
-        off_NW = soft_NW - soft_NW.detach()  # no value, but a gradient
-        off_NW = torch.where(core_NE.gather(-1, indices_NW), off_NW, 0.0)
-        return indices_NW, torch.where(on_NE.gather(-1, indices_NW), soft_NW, off_NW)
+            # If an expert were on, its score would be in the sum that all are divided by.
+            sum_N1 = live_NE.gather(-1, chosen_NK).sum(-1, keepdim=True)
+            soft_NW = soft_NW / (sum_N1 + off_NW.sum(-1, keepdim=True))
+            off_NW = off_NW / sum_N1.detach()
+        return indices_NW, torch.where(is_on_NW, soft_NW, off_NW) * self.scale
 
     def _kept(self, ranked_NE: torch.Tensor) -> torch.Tensor:
         """Experts whose group is among the best."""

@@ -5,6 +5,8 @@ Shapes: Q questions, N neighbours of each, R = Q x N rows, C critical layers, E 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from .problem import Selection
@@ -24,7 +26,7 @@ class NeighbourLosses:
     def __init__(
         self,
         engine: SuffixEngine,
-        states: TokenStates,
+        states: TokenStates | Callable[[], TokenStates],
         gold_QN: torch.Tensor,
         options_QN: torch.Tensor,
     ) -> None:
@@ -32,12 +34,14 @@ class NeighbourLosses:
 
         Args:
             engine: Runs the rows.
-            states: Of all neighbours, question by question: R rows. A neighbour that does not exist is
-                any other's copy; its weight in the kernel is 0.
+            states: Of all neighbours, question by question: R rows, or how to read them, which is then done
+                once and only if a loss is asked for. A neighbour that does not exist is any other's copy;
+                its weight in the kernel is 0.
             gold_QN: Index of each neighbour's right option.
             options_QN: How many options each has.
         """
-        self._engine, self._states = engine, states
+        self._engine = engine
+        self._read = states if callable(states) else lambda: states
         self._gold_QN, self._options_QN = gold_QN, options_QN
         self._rows: SuffixRows | None = None
         self._core_QCE: torch.Tensor | None = None
@@ -63,11 +67,13 @@ class NeighbourLosses:
         """The same for some of the questions; what was computed for them is kept."""
         number = self._gold_QN.shape[1]
         flat = (rows_R[:, None] * number + torch.arange(number, device=rows_R.device)).reshape(-1)
+        rows = None if self._rows is None else self._rows.take(flat)
+        states = (lambda: self._read().take(flat)) if rows is None else rows.states
         taken = NeighbourLosses(
-            self._engine, self._states.take(flat), self._gold_QN[rows_R], self._options_QN[rows_R]
+            self._engine, states, self._gold_QN[rows_R], self._options_QN[rows_R]
         )
-        if self._rows is not None:
-            taken._rows = self._rows.take(flat)
+        if rows is not None:
+            taken._rows = rows
             taken._core_QCE = None if self._core_QCE is None else self._core_QCE[rows_R]
         return taken
 
@@ -81,6 +87,7 @@ class NeighbourLosses:
         if self._rows is None or not same:
             number = self._gold_QN.shape[1]
             core = None if core_QCE is None else core_QCE.repeat_interleave(number, dim=0)
-            self._rows = self._engine.prepare(self._states, core)
+            states = self._read() if self._rows is None else self._rows.states
+            self._rows = self._engine.prepare(states, core)
             self._core_QCE = core_QCE
         return self._rows

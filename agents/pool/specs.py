@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from ...retrieval import InputError
 from ..engines import Sampling
 from ..moe.settings import RemixSettings
 from ..reason import AnswerStyle
@@ -87,6 +88,14 @@ class SplitSpec(_Strict):
     layers: int = Field(8, ge=1, description="Layers with experts, from the top.")
     experts: int = Field(16, ge=2, description="Routed experts of such a layer.")
     top_k: int = Field(8, ge=1, description="How many of them are on for a token.")
+
+    @model_validator(mode="after")
+    def _has_enough_experts(self) -> SplitSpec:
+        if self.top_k > self.experts:
+            raise InputError(
+                f"split: {self.top_k} experts cannot be on where there are {self.experts}."
+            )
+        return self
 
 
 class RemixSpec(RemixSettings):

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["split_up"]
 
 
+METHOD = 1
+"""Of splitting: what an older one made is not taken for what this one makes."""
+
+
 def split_up(
     weights: ResolvedWeights, split: SplitSpec, *, cache: Path | None = None
 ) -> ResolvedWeights:
@@ -30,7 +34,7 @@ def split_up(
     Raises:
         InputError: the model cannot be split so, or the cache cannot be written.
     """
-    told = f"{split.layers}-{split.experts}-{split.top_k}"
+    told = f"{split.layers}-{split.experts}-{split.top_k}-v{METHOD}"
     entry = (cache_folder() if cache is None else cache) / "weights"
     revision = hashlib.sha256(f"{weights.key}:split:{told}".encode()).hexdigest()[:40]
 

@@ -25,7 +25,7 @@ from expertmix.agents.moe.settings import RemixSettings
 from expertmix.apps import remix_study
 from expertmix.apps.cli import app
 from expertmix.apps.remix_commands import repeat_options, tabulate_remixing
-from expertmix.apps.remix_study import RemixStudySettings, run_remix_study
+from expertmix.apps.remix_study import RemixStudySettings, read_sets, run_remix_study
 from expertmix.retrieval import InputError, Question
 
 MOE = Path(__file__).parents[1] / "agents" / "moe"
@@ -205,21 +205,58 @@ def test_a_model_that_is_not_there_is_one_sentence(place: Path, tmp_path: Path) 
         run_remix_study("no/such", make_settings(place), tmp_path, encoder=Words())
 
 
-def test_references_that_are_the_tests_are_never_their_own_neighbours(
-    place: Path, tmp_path: Path
-) -> None:
-    same = run(
-        place, tmp_path, tests=[place / "ra.parquet"], test_splits=["train"], methods=["ngd"]
+def test_nothing_is_learnt_from_test_questions(place: Path, tmp_path: Path) -> None:
+    both = run(
+        place,
+        tmp_path,
+        references=[place / "ra.parquet", place / "ta.parquet"],
+        limit=25,
+        reference_limit=25,
+        tests=[place / "ta.parquet"],
+        methods=["ngd"],
     )
-    assert any("same id" in note for note in same.notes)
+    assert "24 references were left out because they are test questions as well." in both.notes
+    with pytest.raises(InputError, match="all 24 references are test questions"):
+        run(
+            place,
+            tmp_path,
+            references=[place / "ta.parquet"],
+            tests=[place / "ta.parquet"],
+            reference_splits=["test"],
+            limit=25,
+            reference_limit=25,
+        )
+
+
+def test_files_that_number_their_questions_alike_lose_none(place: Path, tmp_path: Path) -> None:
+    for name in ("ra", "rb"):
+        table = pq.read_table(place / f"{name}.parquet").drop(["id"])
+        (tmp_path / name).mkdir()
+        pq.write_table(table, tmp_path / name / "train.parquet")
+    files = [tmp_path / name / "train.parquet" for name in ("ra", "rb")]
+    references, _, _ = read_sets(
+        make_settings(place, references=files, limit=None, reference_limit=None)
+    )
+    assert len(references) == 48
+    assert len({question.id for question in references}) == 48
+
+
+def test_a_set_of_one_question_is_studied_as_well(place: Path, tmp_path: Path) -> None:
+    one = run(place, tmp_path, limit=1, tests=[place / "tb.parquet"], seeds=1)
+    text = (tmp_path / "result.json").read_text() + (tmp_path / "alignment.json").read_text()
+    assert "NaN" not in text
+    assert {row["n"] for row in one.rows} == {1}
 
 
 def test_several_files_stand_behind_one_option() -> None:
-    words = ["M", "--references", "a", "b", "--test", "c", "--limit", "3", "--test", "d", "e"]
+    a, b, c, d = (f"{name}.parquet" for name in "abcd")
+    words = ["M", "--references", a, b, "--test", c, "--limit", "3", f"--test={c}", d]
     assert repeat_options(words) == [
-        *("M", "--references", "a", "--references", "b", "--test", "c"),
-        *("--limit", "3", "--test", "d", "--test", "e"),
+        *("M", "--references", a, "--references", b, "--test", c),
+        *("--limit", "3", f"--test={c}", "--test", d),
     ]
+    assert repeat_options(["--test", a, b, "models/m"]) == ["--test", a, "--test", b, "models/m"]
+    assert repeat_options(["--test", "odd.name", "M"]) == ["--test", "odd.name", "M"]
 
 
 def test_the_command_takes_many_files_and_shows_a_table(

@@ -65,8 +65,9 @@ def test_answers_are_those_of_each_prompt_by_itself() -> None:
     near = Neighbourhood(
         rows_QN=rows_QN, similarity_QN=torch.ones(5, 2), present_QN=present_QN, dropped={}
     )
-    logits_QO, longer = answer_with_examples(own, bank, near)
-    assert longer > 1.5
+    logits_QO, lengths = answer_with_examples(own, bank, near)
+    assert lengths[3] == len(letters.encode(own.questions[3]))
+    assert lengths[0] > 2 * len(letters.encode(own.questions[0])) - 5
     assert not logits_QO.requires_grad
     torch.testing.assert_close(logits_QO[3], own.logits_NO[3].float())  # no examples
     for place, question in enumerate(own.questions):

@@ -238,3 +238,52 @@ async def test_a_dense_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"cannot be re-mixed: it is a dense model.*moe build"):
         await engine.start()
     await engine.close()
+
+
+async def test_a_reference_that_cannot_be_asked_is_left_out(folder: Path) -> None:
+    odd = Question(
+        id="odd", text="w1", options=tuple(f"w{n}" for n in range(12)), gold="A", kind="choice"
+    )
+    engine = make_engine(folder, references=[odd, *REFERENCES])
+    await engine.start()
+    assert len(engine.remixer.bank) == len(REFERENCES)
+    await engine.close()
+
+
+async def test_where_no_routing_can_be_found_it_is_written_by_the_models_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, plain = make_engine(folder), TransformersEngine("plain", folder)
+    await engine.start()
+    await plain.start()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(engine.remixer, "solve", fail)
+    ours, theirs = await ask(engine, "reason"), await ask(plain, "reason")
+    assert [reply.text for reply in ours] == [reply.text for reply in theirs]
+    assert "no room" in ours[0].details["remix"]["verdict"]
+    decided = await ask(engine, "letter")  # there is nothing else to decide by
+    assert all(reply.failure is not None for reply in decided)
+    await engine.close()
+    await plain.close()
+
+
+async def test_a_core_smaller_than_the_top_k_is_refused(folder: Path) -> None:
+    engine = make_engine(folder, FREE.model_copy(update={"core_experts": 2}))
+    with pytest.raises(EngineError, match="a core of 2 experts is smaller than the 3"):
+        await engine.start()
+    await engine.close()
+
+
+async def test_two_engines_that_start_together_build_one_bank(folder: Path, tmp_path: Path) -> None:
+    import asyncio
+
+    engines = [make_engine(folder, folder=tmp_path / "states") for _ in range(2)]
+    await asyncio.gather(*(engine.start() for engine in engines))
+    replies = [await ask(engine, "letter") for engine in engines]
+    for engine in engines:
+        await engine.close()
+    assert [r.scores for r in replies[0]] == [r.scores for r in replies[1]]
+    assert not list((tmp_path / "states").rglob("*.draft"))

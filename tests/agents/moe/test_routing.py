@@ -156,13 +156,26 @@ def test_an_expert_that_is_off_gets_the_gradient_that_it_would_have_if_it_were_o
     loss = (spread(mixture, 6) * slopes_E).sum()
     (gradient_NE,) = torch.autograd.grad(loss, scores_NE)
     chosen_NK = rule.choose(scores_NE, core_NE=core_NE)
-    total = float(scores_NE.detach().gather(-1, chosen_NK).sum()) if renormalises else 1.0
-    for expert in set(range(6)) - set(chosen_NK[0].tolist()):
-        in_core = bool(core_NE[0, expert])
-        expected = float(slopes_E[expert]) * rule.scale / total if in_core else 0.0
-        assert float(gradient_NE[0, expert]) == pytest.approx(expected)
+    chosen = chosen_NK[0].tolist()
+
+    def value(extra: int, amount: float) -> float:
+        """The loss if one more expert were on with a little of its score (all that it has is too much)."""
+        weights_E = torch.zeros(6, dtype=torch.float64)
+        weights_E[chosen] = scores_NE.detach()[0, chosen]
+        weights_E[extra] += amount
+        if renormalises:
+            weights_E = weights_E / weights_E.sum()
+        return float((weights_E * slopes_E).sum() * rule.scale)
+
+    for expert in set(range(6)) - set(chosen):
+        step = 1e-6
+        slope = (value(expert, step) - value(expert, -step)) / (2 * step)
+        expected = slope if core_NE[0, expert] else 0.0
+        assert float(gradient_NE[0, expert]) == pytest.approx(expected, abs=1e-6)
     hard = rule.mix(scores_NE, core_NE=core_NE)
     (hard_NE,) = torch.autograd.grad((spread(hard, 6) * slopes_E).sum(), scores_NE)
+    # What is on gets the gradient that it has without any of this.
+    torch.testing.assert_close(gradient_NE[0, chosen], hard_NE[0, chosen])
     assert sorted(hard_NE[0].nonzero().squeeze(-1).tolist()) == sorted(chosen_NK[0].tolist())
 
 

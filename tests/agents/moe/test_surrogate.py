@@ -103,7 +103,7 @@ def test_a_letter_that_is_no_option_takes_no_part() -> None:
     # With two options the loss of one and of the other are those of a single number.
     other_QN = GOLD_QN.clone()
     other_QN[0, 2] = 0
-    engine, states = cached._engine, cached._states  # pyright: ignore[reportPrivateUsage]
+    engine, states = cached._engine, cached._read()  # pyright: ignore[reportPrivateUsage]
     other = NeighbourLosses(engine, states, other_QN, OPTIONS_QN)(routing_QCE)
     total = (-losses_QN[0, 2]).exp() + (-other[0, 2]).exp()
     assert float(total) == pytest.approx(1, abs=1e-12)
@@ -115,7 +115,7 @@ def test_a_neighbour_that_does_not_exist_changes_nothing() -> None:
     descent = Descent(steps=3, rate=0.3, tolerance=None)
     kernel_QN = torch.tensor([[0.6, 0.4, 0.0], [0.5, 0.3, 0.2]], dtype=torch.float64)
     problem = Problem(start_QCE=start_QCE, objective=cached, kernel_QN=kernel_QN, core_experts=6)
-    engine, states = cached._engine, cached._states  # pyright: ignore[reportPrivateUsage]
+    engine, states = cached._engine, cached._read()  # pyright: ignore[reportPrivateUsage]
     rows_R = torch.tensor([0, 1, 0, 3, 4, 5])  # its place is taken by a copy of another
     gold_QN, options_QN = GOLD_QN.clone(), OPTIONS_QN.clone()
     gold_QN[0, 2], options_QN[0, 2] = gold_QN[0, 0], options_QN[0, 0]

@@ -111,7 +111,7 @@ def test_a_pool_re_mixes_what_it_split(
         replies = asyncio.run(pool.generate("mixer", requests))
     assert [reply.failure for reply in replies] == [None] * 4
     assert all(reply.details["remix"]["neighbours"] for reply in replies)
-    kept = list((tmp_path / "references").glob("*/states-*.safetensors"))
+    kept = list((tmp_path / "references").rglob("states-*.safetensors"))
     assert kept  # and the next start reads them
 
 

@@ -27,7 +27,6 @@ CANDIDATES: tuple[dict[str, Any], ...] = (
         "neighbours": 8,
         "balanced": True,
     },
-    {"optimizer": "adam", "parametrisation": "logit", "rate": 0.1, "neighbours": 16},
 )
 TEMPERATURES = (0.5, 0.8, 1.25, 2.0)
 UNSURE = (0.1, 0.2, 0.4, 1.0)

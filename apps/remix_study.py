@@ -109,6 +109,13 @@ def run_remix_study(
     bank = _ask(moe, letters, "references", references, first, out, settings, notes, tell)
     right = int(bank.right_N.sum())
     tell(f"the model answers {right} of {len(bank)} references right")
+    chance = float((1 / bank.options_N.double()).sum())
+    spread = float((1 / bank.options_N.double() * (1 - 1 / bank.options_N.double())).sum()) ** 0.5
+    if right < chance + 2 * spread:
+        notes.append(
+            f"the model is not above chance on the references ({right} of {len(bank)} right, chance "
+            f"{chance:.0f}): nothing that it got right tells anything, and nor do the results."
+        )
     if right == 0:
         raise InputError(
             f"the model answers none of the {len(bank)} references right: there is nothing to follow."

@@ -9,13 +9,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..agents.moe.controls import RouterTemperature
 from ..agents.moe.settings import RemixSettings
 from .remix_field import RemixField, RemixReplay
 from .remix_methods import Tuned, fit_bias
 
-__all__ = ["CANDIDATES", "TEMPERATURES", "keep_as_given", "tune"]
+__all__ = [
+    "CANDIDATES",
+    "HELD_BACK",
+    "TEMPERATURES",
+    "UNSURE",
+    "is_reliable",
+    "keep_as_given",
+    "tune",
+]
 
 CANDIDATES: tuple[dict[str, Any], ...] = (
     {},  # the paper's: probabilities, plain gradient, 3 neighbours
@@ -50,8 +59,9 @@ def tune(
 
     A reference counts whether the model answers it right or wrong; its neighbours are right ones, and
     never itself. Of equal candidates the first wins, so that nothing fancier than the paper's method is
-    chosen without a reason. The gate is the one under which most references are right; of equal ones the
-    strictest, and never one under which fewer are right than without re-mixing.
+    chosen without a reason. The gate is the one under which most references are right, of equal ones the
+    strictest, if that is more than chance would give (`is_reliable`); else it stays shut, and `remix` is
+    the plain model: what cannot be seen to help on the references is not done to the tests.
 
     Args:
         references: The references as a field of questions.
@@ -102,6 +112,15 @@ def keep_as_given(
     return Tuned(ngd=free, remix=settings, temperature=temperature, bias=bias, told=told)
 
 
+def is_reliable(right_Q: npt.NDArray[np.float64], base_Q: npt.NDArray[np.float64]) -> bool:
+    """Whether more questions were repaired than broken, by more than a coin would give at 1 % (sign test).
+
+    Strict, because the best of several candidates and gates is looked at.
+    """
+    fixed, broken = float((right_Q > base_Q).sum()), float((right_Q < base_Q).sum())
+    return fixed - broken > 2.58 * (fixed + broken) ** 0.5
+
+
 def _choose_gate(
     references: RemixField,
     ngd: RemixSettings,
@@ -121,7 +140,7 @@ def _choose_gate(
         share = float(right_Q.mean())
         told["gates"].append({"unsure_below": unsure, "accuracy": round(share, 4)})
         tell(f"references, re-mixed where the two best differ by at most {unsure}: {share:.3f}")
-        if share > best[0]:
+        if share > best[0] and is_reliable(right_Q, base.right_Q):
             best = (share, unsure)
     return held.model_copy(update={"unsure_below": best[1]})
 

@@ -58,15 +58,15 @@ def fail_for(progress: PoolProgress) -> None:
 
 
 @contextmanager
-def resumable(out: Path) -> Generator[None]:
+def resumable(out: Path, what: str = "every finished answer") -> Generator[None]:
     """Turn an interruption into a sentence about what is kept, and status 130 (143 for SIGTERM)."""
     try:
         yield
     except KeyboardInterrupt as error:
         is_terminated = isinstance(error, Terminated)
         open_stderr().print(
-            f"\n[yellow]{'terminated' if is_terminated else 'interrupted'}:[/yellow] every finished "
-            f"answer is kept in {clean_text(str(out))}; run the same command to go on",
+            f"\n[yellow]{'terminated' if is_terminated else 'interrupted'}:[/yellow] {what} "
+            f"is kept in {clean_text(str(out))}; run the same command to go on",
             soft_wrap=True,
         )
         raise typer.Exit(143 if is_terminated else 130) from None

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..retrieval import InputError
-from .console import open_stderr, print_json, show
-from .interruption import Terminated
+from .console import open_stderr, print_json, resumable, show
 from .options import JsonOption, SeedOption
 from .tables import clean_text
 
@@ -109,7 +106,7 @@ def build(
         measure=measure,
         save_part=save_part,
     )
-    with _resumable(out.with_name(out.name + ".partial")):
+    with resumable(out.with_name(out.name + ".partial"), "what is done"):
         built = build_moe(
             wanted,
             out,
@@ -139,18 +136,3 @@ def build(
 
 def _examples() -> list[Path]:
     return sorted(Path("examples").glob("*.jsonl"))
-
-
-@contextmanager
-def _resumable(partial: Path) -> Generator[None]:
-    """Turn an interruption into a sentence about what is kept, and status 130 (143 for SIGTERM)."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        is_terminated = isinstance(error, Terminated)
-        open_stderr().print(
-            f"\n[yellow]{'terminated' if is_terminated else 'interrupted'}:[/yellow] what is done is "
-            f"kept in {clean_text(str(partial))}; run the same command to go on",
-            soft_wrap=True,
-        )
-        raise typer.Exit(143 if is_terminated else 130) from None

@@ -14,7 +14,6 @@ from ..agents.moe.descent import differentiate
 from ..agents.moe.neighbourhood import Neighbourhood, pose
 from ..agents.moe.problem import Problem, shift_logits
 from ..agents.moe.settings import RemixSettings
-from ..agents.moe.suffix import SuffixEngine
 from .remix_field import RemixField
 
 __all__ = ["KINDS", "measure_alignment"]
@@ -80,10 +79,7 @@ def _gradients(
     """First gradients [Q, C x E] of the surrogate by a shift of the router's logits."""
     own = questions.own
     bank = own if by_itself else questions.bank
-    tokens_O = own.letters.tokens_O.to(own.moe.device)
-    engine = SuffixEngine(
-        own.moe, own.moe.last(settings.layers), tokens_O, keeps_mass=settings.keeps_mass
-    )
+    engine = questions.engine(settings)
     parts: list[torch.Tensor] = []
     for start in range(0, len(own), CHUNK):
         rows = range(start, min(start + CHUNK, len(own)))

@@ -173,11 +173,15 @@ class RemixField:
             last_runs=int(accepted_Q.sum()),
         )
 
+    def engine(self, settings: RemixSettings) -> SuffixEngine:
+        """Runs the critical layers that the settings name."""
+        moe, tokens_O = self.own.moe, self.own.letters.tokens_O
+        layers = moe.last(settings.layers)
+        return SuffixEngine(moe, layers, tokens_O.to(moe.device), keeps_mass=settings.keeps_mass)
+
     def unchanged(self, settings: RemixSettings) -> RemixReplay:
         """Every question's own routing, run through the suffix: what re-mixing does to numbers alone."""
-        own = self.own
-        tokens_O = own.letters.tokens_O.to(own.moe.device)
-        engine = SuffixEngine(own.moe, own.moe.last(settings.layers), tokens_O)
+        own, engine = self.own, self.engine(settings)
         parts: list[torch.Tensor] = []
         for start in range(0, len(own), CHUNK):
             rows = range(start, min(start + CHUNK, len(own)))

@@ -19,7 +19,6 @@ from ..agents.moe.neighbourhood import Neighbourhood, pose
 from ..agents.moe.problem import Problem, Solution, Solver
 from ..agents.moe.settings import RemixSettings
 from ..agents.moe.solvers import make_solver
-from ..agents.moe.suffix import SuffixEngine
 from ..agents.moe.task_bias import TaskBias, fit_task_bias
 from .few_shot import answer_with_examples
 from .remix_field import RemixField, RemixReplay, shuffle_labels
@@ -66,7 +65,7 @@ def fit_bias(questions: RemixField, settings: RemixSettings, *, epochs: int, see
         seed: Of split and order.
     """
     bank = questions.own
-    engine = _engine(questions, settings)
+    engine = questions.engine(settings)
     itself = questions.itself()
 
     def cut(rows: Sequence[int]) -> Problem:
@@ -222,9 +221,3 @@ def _near(questions: RemixField, settings: RemixSettings) -> Neighbourhood:
 def _solve_as(questions: RemixField, tuned: Tuned, **changes: Any) -> RemixReplay:
     settings = tuned.ngd.model_copy(update=changes)
     return questions.remix(settings, _near(questions, settings))
-
-
-def _engine(questions: RemixField, settings: RemixSettings) -> SuffixEngine:
-    moe = questions.own.moe
-    tokens_O = questions.own.letters.tokens_O.to(moe.device)
-    return SuffixEngine(moe, moe.last(settings.layers), tokens_O, keeps_mass=settings.keeps_mass)

@@ -6,14 +6,14 @@ Shapes: Q questions, N neighbours, O answer options, C critical layers, E routed
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
 
 from .problem import Problem, Solution
 
-__all__ = ["Accepted", "Verdict", "accept", "hold_back", "is_near", "is_unsure", "judge"]
+__all__ = ["Accepted", "Verdict", "accept", "is_near", "is_unsure", "judge"]
 
 
 class Verdict(StrEnum):
@@ -58,21 +58,6 @@ def is_near(
     """Whether the nearest neighbour that exists is at least so similar (bool, `[Q]`)."""
     near_QN = similarity_QN >= floor
     return (near_QN if present_QN is None else near_QN & present_QN).any(-1)
-
-
-def hold_back(problem: Problem, number: int = 1) -> tuple[Problem, Problem]:
-    """Split the neighbours of each question: those to fit to, and those to test on (c3po.md §4.4, 5).
-
-    The `number` with the smallest weights are held back, of equal ones the later; but at least one stays
-    to fit to, and a question with a single neighbour has none to test on. Weights of either part are
-    renormalised.
-    """
-    kernel_QN = problem.kernel_QN
-    order_QN = kernel_QN.sort(dim=-1, descending=True, stable=True).indices
-    rank_QN = order_QN.argsort(dim=-1)
-    count_Q1 = problem.neighbours_Q()[:, None]
-    fitted_QN = rank_QN < (count_Q1 - number).clamp(min=1)
-    return _weighing(problem, fitted_QN), _weighing(problem, ~fitted_QN)
 
 
 def accept(
@@ -132,12 +117,6 @@ def judge(
     code_Q = code_Q.masked_fill(~near_Q, verdicts.index(Verdict.FAR))
     code_Q = code_Q.masked_fill(~unsure_Q, verdicts.index(Verdict.CONFIDENT))
     return [verdicts[code] for code in code_Q.tolist()]
-
-
-def _weighing(problem: Problem, chosen_QN: torch.Tensor) -> Problem:
-    kernel_QN = torch.where(chosen_QN, problem.kernel_QN, 0.0)
-    total_Q1 = kernel_QN.sum(-1, keepdim=True)
-    return replace(problem, kernel_QN=torch.where(total_Q1 > 0, kernel_QN / total_Q1, 0.0))
 
 
 def _gains(solution: Solution, least_gain: float) -> torch.Tensor:

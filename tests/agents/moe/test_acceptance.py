@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expertmix.agents.moe.acceptance import Verdict, accept, hold_back, is_near, is_unsure, judge
+from expertmix.agents.moe.acceptance import Verdict, accept, is_near, is_unsure, judge
 from expertmix.agents.moe.problem import Problem, Selection, Solution
 
 Q, N, C, E = 4, 3, 1, 3
@@ -95,20 +95,6 @@ def test_company_does_not_matter() -> None:
         found = accept(problem.take(row), alone)
         assert found.accepted_Q.equal(together.accepted_Q[row])
         assert found.routing_QCE.equal(together.routing_QCE[row])
-
-
-def test_the_farthest_neighbour_is_held_back() -> None:
-    kernel = [[0.5, 0.2, 0.3], [1.0, 0.0, 0.0], [0.0, 0.6, 0.4], [0.0, 0.0, 0.0]]
-    problem = make_problem([[1.0] * 3] * 4, kernel)
-    fitted, held = hold_back(problem)
-    expected = [[0.625, 0, 0.375], [1.0, 0, 0], [0, 1.0, 0], [0, 0, 0]]
-    torch.testing.assert_close(fitted.kernel_QN, torch.tensor(expected).double())
-    assert held.kernel_QN.tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0]]
-    fitted, held = hold_back(problem, 5)
-    assert fitted.kernel_QN.tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0]]
-    torch.testing.assert_close(held.kernel_QN[0], torch.tensor([0, 0.4, 0.6]).double())
-    ties, _ = hold_back(make_problem([[1.0] * 3], [[1 / 3] * 3]))
-    assert ties.kernel_QN.tolist() == [[0.5, 0.5, 0]]
 
 
 def test_the_gate_is_the_margin_between_the_two_best_options() -> None:

@@ -314,7 +314,8 @@ def test_sigterm_finishes_what_an_address_is_asked(cli: CommandLine, tmp_path: P
     cli.start(place)
     wait_until(lambda: count_stored(place) == 2 * NUMBER)
     cli.signal(signal.SIGTERM)
-    assert cli.wait().code == 143
+    # Nothing is left to ask then: the run may reach its own end before it is told that the pool has drained.
+    assert cli.wait().code in (0, 143)
     assert count_stored(place) == REQUESTS
 
 

@@ -1,0 +1,1 @@
+"""Outside evaluation harnesses over a pool."""

@@ -1,0 +1,1 @@
+"""What came of a run or a comparison, as one HTML file."""

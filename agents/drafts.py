@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,9 @@ __all__ = [
     "aggregation_prompt_hash",
     "build_aggregation",
     "clean_draft",
+    "draw_fence",
     "needs_model",
+    "quote_drafts",
     "read_aggregate",
     "trusts_drafts",
 ]
@@ -62,16 +64,10 @@ def build_aggregation(
 
     Without any draft the question is asked alone, in the words in which an expert is asked it.
     """
-    # Sorted first: neither the order nor the names of the experts may matter.
-    drafts = sorted(filter(None, (_draft(answer, question) for answer in answers)))
+    fence, quoted = quote_drafts(question, answers, seed)
     sampling = replace(sampling, seed=derive_seed(seed, "aggregation", question.id))
     messages = build_messages(question)
-    if drafts:
-        random.Random(derive_seed(seed, "aggregate", question.id)).shuffle(drafts)
-        fence = _draw_fence(question, drafts, seed)
-        quoted = "\n\n".join(
-            f"Draft {number}:\n{fence}\n{draft}\n{fence}" for number, draft in enumerate(drafts, 1)
-        )
+    if quoted:
         asked = messages[-1]["content"]
         content = fill_prompt("aggregate", fence=fence, drafts=quoted, question=asked)
         turn: Message = {"role": "user", "content": content}
@@ -79,6 +75,35 @@ def build_aggregation(
     return Request(
         id=f"{question.id}#0", messages=messages, sampling=sampling, question_id=question.id
     )
+
+
+def quote_drafts(question: Question, answers: Iterable[Answer], seed: int = 0) -> tuple[str, str]:
+    """The drafts as `build_aggregation` shows them, and the fence between which each of them stands.
+
+    Both are empty where no answer leaves a draft.
+    """
+    # Sorted first: neither the order nor the names of the experts may matter.
+    drafts = sorted(filter(None, (_draft(answer, question) for answer in answers)))
+    if not drafts:
+        return "", ""
+    random.Random(derive_seed(seed, "aggregate", question.id)).shuffle(drafts)
+    fence = draw_fence(question, drafts, seed)
+    quoted = "\n\n".join(
+        f"Draft {number}:\n{fence}\n{draft}\n{fence}" for number, draft in enumerate(drafts, 1)
+    )
+    return fence, quoted
+
+
+def draw_fence(question: Question, drafts: Sequence[str], seed: int = 0) -> str:
+    """A line that occurs in no draft and that no draft could foresee: it is drawn from their hash."""
+    digest = hashlib.sha256()
+    for text in (str(seed), question.id, *drafts):
+        digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
+    while True:
+        fence = f"=={digest.hexdigest()[:16]}=="
+        if not any(fence in text for text in (question.text, *question.options, *drafts)):
+            return fence
+        digest.update(b"another")
 
 
 def read_aggregate(reply: Reply, question: Question) -> str | None:
@@ -157,15 +182,3 @@ def _draft(answer: Answer, question: Question) -> str:
     line = clean_draft(f"Answer: {stated}")
     room = max(DRAFT_CHARACTERS - len(line) - 2, 0)
     return f"{draft[len(draft) - min(room, len(draft)) :]}\n\n{line}".strip()
-
-
-def _draw_fence(question: Question, drafts: Sequence[str], seed: int) -> str:
-    """A line that occurs in no draft and that no draft could foresee: it is drawn from their hash."""
-    digest = hashlib.sha256()
-    for text in (str(seed), question.id, *drafts):
-        digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
-    while True:
-        fence = f"=={digest.hexdigest()[:16]}=="
-        if not any(fence in text for text in (question.text, *question.options, *drafts)):
-            return fence
-        digest.update(b"another")

@@ -24,6 +24,7 @@ from .state import Resources
 __all__ = [
     "as_questions",
     "asolve",
+    "make_row",
     "run_batch",
     "solve",
     "solve_many",
@@ -140,7 +141,7 @@ async def run_batch(questions: Sequence[Question], resources: Resources) -> list
             {"questions": {question.id: question.to_json() for question in questions}},
             context=resources,
         )
-        return [Solution(question=q, row=_make_row(q, state)) for q in questions]
+        return [Solution(question=q, row=make_row(q, state)) for q in questions]
 
 
 def as_questions(questions: Questions) -> list[Question]:
@@ -193,17 +194,21 @@ async def _opened(
         yield made
 
 
-def _make_row(question: Question, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The line of `answers.jsonl`."""
+def make_row(
+    question: Question,
+    state: Mapping[str, Any],
+    experts: Sequence[Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The line of `answers.jsonl`.
+
+    Args:
+        question: Which.
+        state: What the graph gave.
+        experts: Who answered, why and what; by default the recruits with their samples.
+    """
     verdict = state["verdicts"][question.id]
-    experts: list[dict[str, Any]] = []
-    for recruited in state["recruits"].get(question.id, []):
-        answers = state["answers"].get(recruited["expert"], {})
-        for sample in itertools.count():
-            answer = answers.get(f"{question.id}#{sample}")
-            if answer is None:
-                break
-            experts.append({**recruited, **answer})
+    if experts is None:
+        experts = _list_answers(question, state)
     return {
         "id": question.id,
         "answer": verdict["answer"],
@@ -211,7 +216,7 @@ def _make_row(question: Question, state: Mapping[str, Any]) -> dict[str, Any]:
         "method": verdict["method"],
         "abstained": verdict["abstained"],
         "skills": state["skills"].get(question.id, {}),
-        "experts": experts,
+        "experts": list(experts),
         "votes": verdict["votes"],
         "dissent": verdict["dissent"],
         "chances": verdict["chances"],
@@ -224,6 +229,19 @@ def _make_row(question: Question, state: Mapping[str, Any]) -> dict[str, Any]:
             for name in ("prompt_tokens", "completion_tokens")
         },
     }
+
+
+def _list_answers(question: Question, state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each recruit with each of its answers."""
+    experts: list[dict[str, Any]] = []
+    for recruited in state["recruits"].get(question.id, []):
+        answers = state["answers"].get(recruited["expert"], {})
+        for sample in itertools.count():
+            answer = answers.get(f"{question.id}#{sample}")
+            if answer is None:
+                break
+            experts.append({**recruited, **answer})
+    return experts
 
 
 def _run(work: Any) -> Any:

@@ -14,6 +14,7 @@ import typer
 from ..agents import Catalog
 from ..agents.pool import PoolFile
 from ..retrieval import InputError
+from .compare_commands import compare
 from .console import open_stderr, open_stdout, print_json, resumable, show, watching
 from .doctor import diagnose, removable, repair
 from .interruption import Terminated
@@ -38,7 +39,7 @@ pool_app = typer.Typer(help="Look at a pool file.", no_args_is_help=True)
 app.add_typer(pool_app, name="pool")
 app.add_typer(moe_app, name="moe")
 app.add_typer(remix_app, name="remix")
-for command in (ask, solve, plan, timeline, profile, aggregators, study):
+for command in (ask, solve, plan, timeline, profile, aggregators, study, compare):
     app.command()(command)
 
 

@@ -44,7 +44,9 @@ from .timeline_picture import write_picture
 
 __all__ = [
     "PanelSettings",
+    "Watch",
     "answer_once",
+    "hash_pool",
     "plan_run",
     "profile_experts",
     "score_aggregators",
@@ -95,10 +97,8 @@ class PanelSettings:
 
         Not what only decides how they are computed (memory) or how long that took (a profile's times).
         """
-        file = pool.catalog.file
-        asked = {alias: pool.identity(alias) for alias in pool.catalog}
         told = {
-            "pool": _hash([asked, file.aggregator, file.skills, file.keywords_by, file.skills_by]),
+            "pool": hash_pool(pool),
             "k": self.k,
             "profile": None if self.profile is None else Profile.load(self.profile).fingerprint,
             "policy": self.policy,
@@ -285,6 +285,13 @@ def plan_run(questions: Sequence[Question], catalog: Catalog, settings: PanelSet
         tokens_per_call={a: float(table.tokens_E[at]) for a, at in known.items() if table},
         seconds_per_call={a: float(table.seconds_E[at]) for a, at in known.items() if table},
     )
+
+
+def hash_pool(pool: Pool) -> str:
+    """Identifies all of a pool on which answers depend; blocks, as `Pool.identity`."""
+    file = pool.catalog.file
+    asked = {alias: pool.identity(alias) for alias in pool.catalog}
+    return _hash([asked, file.aggregator, file.skills, file.keywords_by, file.skills_by])
 
 
 def _hash(content: Any) -> str:

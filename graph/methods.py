@@ -56,6 +56,7 @@ class Panel:
     title = "recruited by skill, weighed"
     source = "expertmix (after Symbolic-MoE, arXiv 2503.05641)"
     speaks = False
+    needs_skills = True
 
     @property
     def calls(self) -> int:
@@ -69,7 +70,7 @@ class Panel:
 
     def arrange(self, context: Resources) -> Resources:
         """The context of a panel of this size."""
-        return replace(context, policy="skill", merging="posterior", k=self.k, adaptive=None)
+        return replace(_plain(context), k=self.k)
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class AdaptivePanel:
     title = "recruited by skill, more experts only in disputes"
     source = "expertmix"
     speaks = False
+    needs_skills = True
 
     @property
     def calls(self) -> int:
@@ -97,7 +99,20 @@ class AdaptivePanel:
     def arrange(self, context: Resources) -> Resources:
         """The context of a panel with this mean."""
         limits = Adaptive.of_mean(float(self.mean), self.experts)
-        return replace(context, policy="skill", merging="posterior", adaptive=limits)
+        return replace(_plain(context), adaptive=limits)
+
+
+def _plain(context: Resources) -> Resources:
+    """Without what would make further calls or leave a question open: a pool file may ask for an aggregator."""
+    return replace(
+        context,
+        policy="skill",
+        merging="posterior",
+        adaptive=None,
+        aggregator=None,
+        aggregators=None,
+        abstain_below=0.0,
+    )
 
 
 Method = Panel | AdaptivePanel | Talk

@@ -95,7 +95,9 @@ def leave_out_tested(
     texts = {normal_text(question.text) for question in tested}
     sets = Counter(map(_option_set, [*references, *tested]))
     # Options that many questions have (yes, no) betray none.
-    telling = {_option_set(q) for q in tested if sets[_option_set(q)] < COMMON_OPTIONS}
+    telling = {
+        _option_set(q) for q in tested if q.options and sets[_option_set(q)] < COMMON_OPTIONS
+    }
     kept = [
         question
         for question in references

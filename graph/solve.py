@@ -22,10 +22,13 @@ from .result import Result, Solution
 from .state import Resources
 
 __all__ = [
+    "Questions",
     "as_questions",
     "asolve",
     "make_row",
+    "open_pool",
     "run_batch",
+    "run_here",
     "solve",
     "solve_many",
 ]
@@ -47,7 +50,7 @@ def solve(questions: Questions, pool: Pool | Catalog | str | Path, **settings: A
         >>> result[0].answer  # doctest: +SKIP
         '42'
     """
-    return _run(asolve(questions, pool, **settings))
+    return run_here(asolve(questions, pool, **settings))
 
 
 async def asolve(
@@ -95,7 +98,7 @@ async def asolve(
         InputError: questions, pool, profile or settings that do not fit together, in one sentence.
     """
     batch = as_questions(questions)
-    async with _opened(pool, watch) as ready:
+    async with open_pool(pool, watch) as ready:
         before = copy.deepcopy(ready.ledger)
         resources = await asyncio.to_thread(
             make_resources,
@@ -175,8 +178,8 @@ def as_questions(questions: Questions) -> list[Question]:
 
 
 @asynccontextmanager
-async def _opened(
-    pool: Pool | Catalog | str | Path, watch: Callable[[PoolEvent], None] | None
+async def open_pool(
+    pool: Pool | Catalog | str | Path, watch: Callable[[PoolEvent], None] | None = None
 ) -> AsyncGenerator[Pool]:
     """The pool itself if it is one, else one that is closed afterwards; watched meanwhile."""
     if isinstance(pool, Pool):
@@ -244,7 +247,7 @@ def _list_answers(question: Question, state: Mapping[str, Any]) -> list[dict[str
     return experts
 
 
-def _run(work: Any) -> Any:
+def run_here(work: Any) -> Any:
     """Run a coroutine to its end, in a thread of its own where a loop already runs (notebooks)."""
     try:
         asyncio.get_running_loop()

@@ -1,0 +1,182 @@
+"""The command that compares methods: `compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ..agents import Catalog
+from ..graph.comparison import Comparison
+from ..graph.lineup import ALL
+from ..graph.methods import METHODS
+from ..graph.remix_tables import choose
+from ..retrieval import TASKS, InputError, Question, read_questions, read_task
+from .compare_session import CompareSettings, compare_into
+from .console import fail_for, print_json, resumable, show, watching
+from .options import JsonOption, PoolOption, ProfileOption, SeedOption
+from .pools import find_pool
+from .tables import clean_text
+
+__all__ = ["compare", "tabulate_methods"]
+
+EXAMPLES = Path("examples")
+
+
+def compare(
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            help="Questions with gold answers: .jsonl, .parquet, or hf:NAME:SPLIT@COMMIT; default: "
+            "the examples of a clone, with their references and pool."
+        ),
+    ] = None,
+    pool: PoolOption = None,
+    methods: Annotated[
+        str, typer.Option("--methods", help=f"`all`, or names with commas: {', '.join(METHODS)}.")
+    ] = ALL,
+    calls: Annotated[
+        str, typer.Option("--calls", help="Calls per question that methods are fitted to.")
+    ] = "3,6",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Times that all is drawn anew.")] = 1,
+    profile: ProfileOption = None,
+    references: Annotated[
+        list[str] | None,
+        typer.Option("--references", help="Labelled questions to profile the experts on."),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help=f"The data's benchmark: {', '.join(TASKS)}.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Rows whose column `split` says so.")
+    ] = None,
+    reference_split: Annotated[
+        str | None, typer.Option("--reference-split", help="The same for the references.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="So many questions, drawn by --seed.")
+    ] = None,
+    reference_limit: Annotated[
+        int | None, typer.Option("--reference-limit", min=1, help="The same for the references.")
+    ] = None,
+    seed: SeedOption = 0,
+    out: Annotated[
+        Path, typer.Option("--out", help="Its folder; a second run goes on, or adds methods.")
+    ] = Path("runs/compare"),
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the panel with debate, Mixture-of-Agents, self-consistency and others at equal compute."""
+    if data is None:
+        data, pool, references = _take_examples(pool, references, profile)
+    questions = _read([data], task, split, limit, seed)
+    labelled = _read(references or [], task, reference_split, reference_limit, seed)
+    where = find_pool(pool)
+    settings = CompareSettings(
+        methods=tuple(name.strip() for name in methods.split(",") if name.strip()),
+        calls=_read_numbers(calls),
+        seeds=seeds,
+        data=Path(data).name,
+        pool=Path(where).name,
+    )
+    with resumable(out), watching(quiet=as_json) as progress:
+        comparison = compare_into(
+            out,
+            questions,
+            Catalog.load(where),
+            settings,
+            progress.show,
+            references=labelled,
+            profile=profile,
+        )
+    if as_json:
+        print_json(comparison.to_json())
+    else:
+        told = "\n".join(f"• {clean_text(line, 2000)}" for line in comparison.findings)
+        show(
+            tabulate_methods(comparison), told, f"The report is {clean_text(str(out))}/report.html."
+        )
+    fail_for(progress)
+
+
+def tabulate_methods(comparison: Comparison) -> Table:
+    """Accuracy with its interval, and what each method costs."""
+    number = comparison.rows[0]["n"]
+    table = Table(
+        title=f"Right answers on {number} questions, and their costs", title_justify="left"
+    )
+    columns = (
+        "method",
+        "right",
+        "95 %",
+        "to the strongest",
+        "p",
+        "calls",
+        "tokens",
+        "seconds",
+        "loads",
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for row in comparison.rows:
+        if row["method"] == "oracle":
+            table.add_section()
+        delta, seconds = row["delta"], row["seconds_mean"]
+        name = clean_text(row["label"])
+        table.add_row(
+            f"[bold]{name}[/bold]" if row["is_ours"] else name,
+            f"{row['accuracy']:.3f}",
+            "" if row["method"] == "chance" else f"{row['low']:.3f}–{row['high']:.3f}",
+            "" if delta is None else f"{delta['mean'] * 100:+.1f}",
+            "" if delta is None else _tell_p(row["p_holm"]),
+            f"{row['calls_mean']:.3g}",
+            f"{row['tokens_mean']:.0f}",
+            "—" if seconds is None else f"{seconds:.2f}",
+            str(row["loads"]),
+        )
+    table.caption = (
+        "p: McNemar's test against the strongest expert alone, corrected for all rows (Holm). Calls, "
+        "generated tokens and engine seconds are per question; loads, on a device that holds one model."
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _tell_p(p: float) -> str:
+    return "< .001" if p < 0.001 else f"{p:.3f}"
+
+
+def _take_examples(
+    pool: Path | None, references: list[str] | None, profile: Path | None
+) -> tuple[str, Path | None, list[str]]:
+    """What a clone of the project brings."""
+    if not (EXAMPLES / "questions.jsonl").is_file():
+        raise InputError(
+            f"there is no {EXAMPLES}/questions.jsonl here; name a file of questions with gold answers"
+        )
+    given = references or ([] if profile is not None else [str(EXAMPLES / "references.jsonl")])
+    return str(EXAMPLES / "questions.jsonl"), pool or EXAMPLES / "pool.yaml", given
+
+
+def _read(
+    paths: list[str], task: str | None, split: str | None, limit: int | None, seed: int
+) -> list[Question]:
+    """Questions of all files, in their order."""
+    found: list[Question] = []
+    for path in paths:
+        if task is None:
+            found += read_questions(path, split=split)
+        else:
+            found += read_task(path, task, split=split)
+    if limit is None or limit >= len(found):
+        return found
+    drawn = {question.id for question in choose(found, limit, seed)}
+    return [question for question in found if question.id in drawn]
+
+
+def _read_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise InputError(f'--calls is "{text}"; give numbers with commas, such as 3,6') from None

@@ -25,6 +25,7 @@ from .recruit import Recruit, explain_recruit, recruit
 from .skills import EmbeddingSkills, SkillExtractor
 from .strength import Strengths
 from .structured_skills import StructuredSkills
+from .task_answers import read_task_answer
 from .vocabulary import MappedSkills, SkillMap, Vocabulary, clean_vocabulary
 
 __all__ = [
@@ -95,6 +96,7 @@ __all__ = [
     "read_aggregation",
     "read_answer",
     "read_reply",
+    "read_task_answer",
     "recruit",
     "recruit_many",
     "same_answer",

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from ..retrieval import Question
+from ..retrieval import TASKS, Question
 from .choice_answers import read_choice
 from .number_answers import matches_number, read_number, same_number
 from .statements import boxed, clause, own_part, plain, statements, strip_thinking, tidy
+from .task_answers import read_task_answer
 
 __all__ = ["is_correct", "read_answer", "same_answer", "strip_thinking"]
 
@@ -28,12 +29,15 @@ _DENIAL = re.compile(r"\b(?:not|no|never|neither|nor|or|isn't|without)\b")
 def read_answer(text: str, question: Question) -> str | None:
     r"""The answer that a reply settles on, in canonical form, or None if it settles on none.
 
-    Thinking (up to the last `</think>`) is not read.
+    Thinking (up to the last `</think>`) is not read. A question of a benchmark set is read by the set's
+    own rule (`read_task_answer`).
 
     Returns:
         For choices a letter that the question has; for numbers `"42"`, `"2.5"`, `"1/2"` or an
         expression as written; otherwise a short text without its final stop.
     """
+    if question.task in TASKS:
+        return read_task_answer(text, question)
     text = strip_thinking(text)
     if question.kind == "choice":
         return read_choice(text, question.options)

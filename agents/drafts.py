@@ -17,7 +17,7 @@ from ..retrieval import Question
 from .answers import read_answer, same_answer, strip_thinking
 from .engines import Message, Reply, Request, Sampling
 from .prompt import fill_prompt, hash_prompts
-from .reason import Answer, build_messages, derive_seed
+from .reason import Answer, build_messages, derive_seed, reason_prompt_hash
 
 if TYPE_CHECKING:
     from .aggregate import Verdict
@@ -123,7 +123,7 @@ def clean_draft(text: str) -> str:
 
 def aggregation_prompt_hash() -> str:
     """Identifies the wording under which drafts are merged, and how much of each is shown."""
-    words = hash_prompts("aggregate", "reason-choice", "reason-number", "reason-text")
+    words = f"{hash_prompts('aggregate')} {reason_prompt_hash()}"
     return hashlib.sha256(f"{words} {DRAFT_CHARACTERS}".encode()).hexdigest()
 
 

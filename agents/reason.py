@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ..retrieval import Question
+from ..retrieval import TASKS, Question, find_task
 from .answers import read_answer, strip_thinking
 from .engines import Message, Reply, Request, Sampling, Usage
 from .prompt import fill_prompt, hash_prompts
@@ -32,7 +32,12 @@ that the expert finds likeliest (largest summed log-probability) as the answer t
 written. Small models choose far better so: SmolLM2-135M got 109 of 200 ARC-Easy questions right, and 55
 when the options were listed and their letters compared. `letter`: the options are listed, and the likeliest
 letter is the answer, a decision of one token: what re-mixing works on. Questions without options are
-always reasoned."""
+always reasoned.
+
+A question of a benchmark set (`Question.task`) is asked in the set's own words under `reason`. `score` and
+`letter` ask every question in the same words: `score` is what the harness does with ARC and OpenBookQA
+(`Question: …`, `Answer:`, the summed log-probability of each option), `letter` what MMLU's authors do but
+for their line about the subject, and the other sets are evaluated by what is written."""
 
 SCORE_LEAD = "Answer:"
 
@@ -70,7 +75,11 @@ def build_messages(question: Question, *, style: AnswerStyle = "reason") -> tupl
     """The chat that asks `question`: one user turn (the pool puts an expert's persona before it).
 
     With style `score`, options are not shown, and an assistant turn follows that each of them continues;
-    with `letter` they are, and their letters continue it.
+    with `letter` they are, and their letters continue it. A question of a benchmark set whose answer
+    is to be written is asked in the words of `prompts/task-TASK.md`.
+
+    Raises:
+        InputError: the question's task is not known.
     """
     # Where a letter is to follow "Answer:", listing them bare leaves nearly all probability on letters:
     # 0.99 of it with `A.`, 0.44 with `(A)` (a 1.5B model, 40 ARC-Easy questions, equal accuracy).
@@ -80,7 +89,23 @@ def build_messages(question: Question, *, style: AnswerStyle = "reason") -> tupl
     if style != "reason" and question.options:
         asked: Message = {"role": "user", "content": fill_prompt(f"{style}-choice", **values)}
         return asked, {"role": "assistant", "content": SCORE_LEAD}
+    if question.task:
+        return ({"role": "user", "content": _ask_officially(question)},)
     return ({"role": "user", "content": fill_prompt(f"reason-{question.kind}", **values)},)
+
+
+def _ask_officially(question: Question) -> str:
+    """The question in the words of its benchmark set; docs/tasks.md says whose they are."""
+    task = find_task(question.task)
+    listing = "{}) {}" if task.name == "gpqa" else "{}. {}"
+    subject = question.skills[0].replace("_", " ") if question.skills else ""
+    return fill_prompt(
+        f"task-{task.name}",
+        question=question.text,
+        options="\n".join(map(listing.format, question.letters, question.options)),
+        letters=question.letters,
+        subject=f" about {subject}" if subject else "",
+    )
 
 
 def build_requests(
@@ -157,6 +182,5 @@ def derive_seed(seed: int, *parts: str | int) -> int:
 
 def reason_prompt_hash() -> str:
     """Identifies the wording under which experts are asked; profiles record it."""
-    return hash_prompts(
-        "letter-choice", "reason-choice", "reason-number", "reason-text", "score-choice"
-    )
+    ours = ("letter-choice", "reason-choice", "reason-number", "reason-text", "score-choice")
+    return hash_prompts(*ours, *(f"task-{name}" for name in TASKS))

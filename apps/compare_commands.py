@@ -27,7 +27,7 @@ EXAMPLES = Path("examples")
 
 def compare(
     data: Annotated[
-        str | None,
+        list[str] | None,
         typer.Argument(
             help="Questions with gold answers: .jsonl, .parquet, or hf:NAME:SPLIT@COMMIT; default: "
             "the examples of a clone, with their references and pool."
@@ -68,16 +68,16 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare the panel with debate, Mixture-of-Agents, self-consistency and others at equal compute."""
-    if data is None:
+    if not data:
         data, pool, references = _take_examples(pool, references, profile)
-    questions = _read([data], task, split, limit, seed)
+    questions = _read(data, task, split, limit, seed)
     labelled = _read(references or [], task, reference_split, reference_limit, seed)
     where = find_pool(pool)
     settings = CompareSettings(
         methods=tuple(name.strip() for name in methods.split(",") if name.strip()),
         calls=_read_numbers(calls),
         seeds=seeds,
-        data=Path(data).name,
+        data=", ".join(Path(path).name for path in data),
         pool=Path(where).name,
     )
     with resumable(out), watching(quiet=as_json) as progress:
@@ -149,14 +149,14 @@ def _tell_p(p: float) -> str:
 
 def _take_examples(
     pool: Path | None, references: list[str] | None, profile: Path | None
-) -> tuple[str, Path | None, list[str]]:
+) -> tuple[list[str], Path | None, list[str]]:
     """What a clone of the project brings."""
     if not (EXAMPLES / "questions.jsonl").is_file():
         raise InputError(
             f"there is no {EXAMPLES}/questions.jsonl here; name a file of questions with gold answers"
         )
     given = references or ([] if profile is not None else [str(EXAMPLES / "references.jsonl")])
-    return str(EXAMPLES / "questions.jsonl"), pool or EXAMPLES / "pool.yaml", given
+    return [str(EXAMPLES / "questions.jsonl")], pool or EXAMPLES / "pool.yaml", given
 
 
 def _read(

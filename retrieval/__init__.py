@@ -8,8 +8,11 @@ from .neighbours import Neighbour, Neighbours
 from .questions import AnswerKind, Question, fingerprint, read_questions
 from .references import ReferenceSet, embedding_text
 from .retriever import ReferenceRetriever
+from .task_questions import is_confidential, read_task
+from .tasks import TASKS, Task, find_task
 
 __all__ = [
+    "TASKS",
     "AnswerKind",
     "Encoder",
     "GivenVectors",
@@ -21,10 +24,14 @@ __all__ = [
     "Question",
     "ReferenceRetriever",
     "ReferenceSet",
+    "Task",
     "VectorIndex",
     "as_encoder",
     "embedding_text",
     "encode_texts",
+    "find_task",
     "fingerprint",
+    "is_confidential",
     "read_questions",
+    "read_task",
 ]

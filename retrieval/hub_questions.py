@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from .errors import InputError
 
-__all__ = ["HubName", "is_hub_name", "normalise_row", "read_hub_rows"]
+__all__ = ["HubName", "is_hub_name", "normalise_row", "read_hub_rows", "read_raw_hub_rows"]
 
 PREFIX = "hf:"
 TEXTS = ("text", "question", "problem", "prompt", "query", "question_text", "input")
@@ -86,18 +86,19 @@ def is_hub_name(text: object) -> bool:
     return str(text).startswith(PREFIX)
 
 
-def read_hub_rows(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_hub_rows(text: str, *, split: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row's place, for messages, and what `Question.from_json` reads of it.
 
-    A row without an id gets the data set's name, its split and its number.
+    A row without an id gets the data set's name, its split and its number. `split` says which split
+    where the name does not.
 
     Raises:
         InputError: as `HubName.parse` and `normalise_row`; the library `datasets` is missing; the data
-            set cannot be fetched, or has several splits and none is named.
+            set cannot be fetched, or has several splits and none is named; the name and `split` differ.
     """
-    wanted = HubName.parse(text)
-    rows, split = _load(wanted)
-    stem = f"{wanted.name.rpartition('/')[2]}-{split}"
+    wanted = _with_split(text, split)
+    rows, held = _load(wanted)
+    stem = f"{wanted.name.rpartition('/')[2]}-{held}"
     labels = _label_names(rows)
     for number, row in enumerate(rows):
         place = f"row {number}"
@@ -107,6 +108,17 @@ def read_hub_rows(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
             raise InputError(f"{text}, {place}: {error}") from None
         normal.setdefault("id", f"{stem}-{number}")
         yield place, normal
+
+
+def read_raw_hub_rows(text: str, *, split: str | None = None) -> Iterator[tuple[str, Row]]:
+    """As `read_hub_rows`, but each row under the data set's own column names.
+
+    Raises:
+        InputError: as `read_hub_rows`, but for what a row holds.
+    """
+    rows, _ = _load(_with_split(text, split))
+    for number, row in enumerate(rows):
+        yield f"row {number}", cast("Row", row)
 
 
 def normalise_row(row: Row, labels: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
@@ -154,6 +166,15 @@ def normalise_row(row: Row, labels: Mapping[str, Sequence[str]] | None = None) -
     if skills:
         normal["skills"] = skills
     return normal
+
+
+def _with_split(text: str, split: str | None) -> HubName:
+    wanted = HubName.parse(text)
+    if split is None or split == wanted.split:
+        return wanted
+    if wanted.split is not None:
+        raise InputError(f'{text} names the split {wanted.split}, but "{split}" was asked for')
+    return replace(wanted, split=split)
 
 
 def _load(wanted: HubName) -> tuple[Any, str]:

@@ -12,6 +12,8 @@ from typing import Any, Literal, cast
 
 from .errors import InputError
 from .hub_questions import is_hub_name, read_hub_rows
+from .rows import read_file_rows
+from .tasks import Task, find_task
 
 __all__ = ["AnswerKind", "Question", "fingerprint", "read_questions"]
 
@@ -32,6 +34,9 @@ class Question:
     kind: AnswerKind = "text"
     skills: tuple[str, ...] = ()
     """Skills that a person gave it. Extractors never see them; profiles may use them."""
+    task: str = ""
+    """The benchmark set (`TASKS`) in whose official words it is asked, and by whose rule an answer is
+    read; empty for our own."""
 
     @property
     def letters(self) -> str:
@@ -40,7 +45,7 @@ class Question:
 
     def to_json(self) -> dict[str, Any]:
         """The question as the plain JSON object that `from_json` reads."""
-        return {
+        row: dict[str, Any] = {
             "id": self.id,
             "text": self.text,
             "options": list(self.options),
@@ -48,10 +53,16 @@ class Question:
             "kind": self.kind,
             "skills": list(self.skills),
         }
+        # Only where there is one: fingerprints of questions without a task stay what they were.
+        return {**row, "task": self.task} if self.task else row
 
     @classmethod
     def restore(cls, row: Mapping[str, Any]) -> Question:
-        """Read what `to_json` wrote, without checking again what was checked before."""
+        """Read what `to_json` wrote, without checking again what was checked before.
+
+        Raises:
+            InputError: a later version wrote it, with a task that is not known here.
+        """
         return cls(
             id=row["id"],
             text=row["text"],
@@ -59,41 +70,56 @@ class Question:
             gold=row["gold"],
             kind=row["kind"],
             skills=tuple(row["skills"]),
+            task=find_task(row["task"]).name if row.get("task") else "",
         )
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any], *, default_id: str = "q") -> Question:
-        """Read one row. `question` is accepted for `text`; `kind` follows from the rest if absent.
+        """Read one row. `question` is accepted for `text`, `question_id` for `id`; `kind` follows from
+        the rest if absent.
 
         Raises:
-            InputError: the row has no text, or options and gold that do not fit together.
+            InputError: the row has no text, options and gold that do not fit together, or a task that
+                is not known or asks another kind of question.
         """
         text = row.get("text", row.get("question"))
         if not isinstance(text, str) or not text.strip():
             raise InputError(f'it has no "text" (its keys: {", ".join(map(str, row)) or "none"})')
         options = _read_options(row.get("options"))
         gold = _read_gold(row, options)
+        task = find_task(row["task"]) if row.get("task") else None
         return cls(
-            id=_read_id(row.get("id"), default_id),
+            id=_read_id(row.get("id", row.get("question_id")), default_id),
             text=text,
             options=options,
             gold=gold,
-            kind=_read_kind(row.get("kind"), options, gold),
+            kind=_read_kind(row.get("kind"), options, gold, task),
             skills=_read_skills(row),
+            task=task.name if task else "",
         )
 
 
-def read_questions(path: str | Path, *, limit: int | None = None) -> list[Question]:
+def read_questions(
+    path: str | Path, *, limit: int | None = None, split: str | None = None
+) -> list[Question]:
     """Read questions from a `.jsonl` or `.parquet` file, in the file's order.
 
     A row without an id gets its number (`q1`, `q2`, …). Instead of a file, `path` may name a data set of
     the Hugging Face hub, pinned to a commit: `hf:OWNER/NAME[/CONFIG][:SPLIT]@COMMIT`, see `HubName`.
 
+    Args:
+        path: The file, or the name on the hub.
+        limit: The first so many of them.
+        split: Only rows whose column `split` says so; of a data set, its split of that name.
+
     Raises:
-        InputError: the file is missing or empty, or a row is unusable; the message names the row. For a
-            data set also as `read_hub_rows`.
+        InputError: the file is missing or empty, has no such split, or a row is unusable; the message
+            names the row. For a data set also as `read_hub_rows`.
     """
-    rows = read_hub_rows(str(path)) if is_hub_name(path) else _file_rows(Path(path))
+    if is_hub_name(path):
+        rows = read_hub_rows(str(path), split=split)
+    else:
+        rows = read_file_rows(Path(path), split=split)
     questions: list[Question] = []
     first_seen: dict[str, str] = {}
     for place, row in rows:
@@ -119,49 +145,6 @@ def fingerprint(questions: Iterable[Question]) -> str:
     """A sha256 over the questions' contents, the same in any order."""
     lines = sorted(json.dumps(q.to_json(), sort_keys=True) for q in questions)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _file_rows(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    if not path.is_file():
-        raise InputError(f"no question file at {path}: give a .jsonl or .parquet file")
-    return _parquet_rows(path) if path.suffix == ".parquet" else _jsonl_rows(path)
-
-
-def _jsonl_rows(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
-        ) from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number}: a JSON object is expected, got {line[:40]!r}")
-        yield f"line {number}", cast("dict[str, Any]", row)
-
-
-def _parquet_rows(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise InputError(
-            f"reading {path} needs pyarrow: pip install pyarrow, or give a .jsonl file"
-        ) from None
-    try:
-        rows = cast("list[dict[str, Any]]", pq.read_table(path).to_pylist())
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path} is not a parquet file ({error})") from None
-    for number, row in enumerate(rows, 1):
-        yield f"row {number}", row
 
 
 def _read_id(value: object, default: str) -> str:
@@ -206,7 +189,12 @@ def _read_gold(row: Mapping[str, Any], options: tuple[str, ...]) -> str | None:
     )
 
 
-def _read_kind(value: object, options: tuple[str, ...], gold: str | None) -> AnswerKind:
+def _read_kind(
+    value: object, options: tuple[str, ...], gold: str | None, task: Task | None
+) -> AnswerKind:
+    if task is not None and value not in (None, task.kind):
+        raise InputError(f'its "kind" is {value!r}, but task {task.name} asks for a {task.kind}')
+    value = task.kind if task is not None else value
     if value is None:
         return "choice" if options else ("number" if gold and _is_number(gold) else "text")
     if value not in ("choice", "number", "text"):

@@ -62,6 +62,9 @@ def _given_options(config: Mapping[str, Any]) -> dict[str, Any]:
         "kv_cache_memory_bytes": config["kv_cache_bytes"] or (_CPU_CACHE if on_cpu else None),
         "gpu_memory_utilization": config["gpu_memory_utilization"],
         "enforce_eager": on_cpu or None,  # compiling costs a minute there and gains a tenth
+        # Where a prompt that has a seed is read in pieces, vLLM 0.32 turns its generator back, which a
+        # processor's generator cannot ("CPU Generator does not use offset"): the engine dies.
+        "enable_chunked_prefill": False if on_cpu else None,
         "enable_sleep_mode": (config["sleeps"] and can_sleep()) or None,
     }
     return {name: value for name, value in given.items() if value is not None}

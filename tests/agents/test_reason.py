@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
+
+import pytest
 
 from expertmix.agents import build_messages, build_requests, derive_seed, read_reply
 from expertmix.agents.engines import Failure, OptionScore, Reply, Sampling, Usage
-from expertmix.retrieval import Question
+from expertmix.agents.prompt import hash_prompts
+from expertmix.agents.reason import reason_prompt_hash
+from expertmix.retrieval import TASKS, InputError, Question
 
 CHOICE = Question(id="c", text="Cost of $question?", options=("a lot", "nil"), kind="choice")
 NUMBER = Question(id="n", text="2 + 2?", kind="number")
@@ -70,3 +75,53 @@ def test_a_failure_is_an_answer_marked_failed() -> None:
     )
     answer = read_reply(reply, NUMBER, "e")
     assert (answer.answer, answer.error) == (None, "too long")
+
+
+OFFICIAL = {  # MMLU's line is about the subject, the others have none
+    "mmlu": "The following are multiple choice questions (with answers) about world money.\n\n"
+    "Cost of $question?\nA. a lot\nB. nil\nAnswer:",
+    "mmlu_pro": "The following are multiple choice questions (with answers) about world money. Think step by "
+    'step and then finish your answer with "the answer is (X)" where X is the correct letter choice.\n'
+    "Question:\nCost of $question?\nOptions:\nA. a lot\nB. nil\nAnswer: Let's think step by step.",
+    "gpqa": "Answer the following multiple choice question. The last line of your response should be of the "
+    "following format: 'Answer: $LETTER' (without quotes) where LETTER is one of AB. Think step by step "
+    "before answering.\n\nCost of $question?\n\nA) a lot\nB) nil",
+    "aime": "Please reason step by step, and put your final answer within \\boxed{}.\n"
+    "The answer is an integer between 0 and 999 inclusive.\n\n2 + 2?",
+    "medmcqa": "Question: Cost of $question?\nChoices:\nA. a lot\nB. nil\nAnswer:",
+    "gsm8k": "Solve the problem step by step and finish with a line that says: #### N\n"
+    "where N is the answer, the number alone.\n\nQuestion: 2 + 2?\nAnswer:",
+    "arc": "Question: Cost of $question?\nA. a lot\nB. nil\nAnswer:",
+    "openbookqa": "Question: Cost of $question?\nA. a lot\nB. nil\nAnswer:",
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_benchmark_question_is_asked_in_its_own_words(task: str) -> None:
+    plain = NUMBER if TASKS[task].kind == "number" else CHOICE
+    asked = replace(plain, task=task, skills=("world_money",))
+    assert build_messages(asked) == ({"role": "user", "content": OFFICIAL[task]},)
+    for style in ("score", "letter"):
+        if plain.options:
+            assert build_messages(asked, style=style) == build_messages(plain, style=style)
+        else:
+            assert build_messages(asked, style=style) == build_messages(asked)
+
+
+def test_a_question_without_a_subject_is_asked_about_none() -> None:
+    content = build_messages(replace(CHOICE, task="mmlu"))[0]["content"]
+    assert content.startswith("The following are multiple choice questions (with answers).\n")
+    with pytest.raises(InputError, match="there is no task 'sea'"):
+        build_messages(replace(CHOICE, task="sea"))
+
+
+def test_the_hash_of_the_wording_covers_every_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: set[str] = set()
+
+    def note(*names: str) -> str:
+        hashed.update(names)
+        return hash_prompts(*names)
+
+    monkeypatch.setattr("expertmix.agents.reason.hash_prompts", note)
+    assert len(reason_prompt_hash()) == 64
+    assert {f"task-{name}" for name in TASKS} < hashed

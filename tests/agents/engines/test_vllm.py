@@ -266,6 +266,18 @@ async def test_a_llama_prompt_holds_exactly_one_bos(tiny: Path, small: VllmEngin
     assert text_of(reply) == judge.greedy("hello", 24)
 
 
+async def test_long_prompts_with_seeds_are_drawn_together(engine: VllmEngine) -> None:
+    """More tokens than vLLM reads in one step: in pieces, a seeded prompt would end the engine."""
+    long = " ".join(f"{number} is a number." for number in range(60))
+    requests = [
+        ask(f"{name} {long} {QUESTIONS[1]}", str(name), temperature=0.7, max_tokens=4, seed=name)
+        for name in range(24)
+    ]
+    replies = await engine.generate(requests)
+    assert all(text_of(reply) is not None for reply in replies)
+    assert sum(reply.usage.prompt_tokens for reply in replies) > 4096
+
+
 async def test_a_seeded_answer_repeats_whatever_else_is_in_its_batch(engine: VllmEngine) -> None:
     def seeded(seed: int | None, name: str) -> Request:
         return ask(QUESTIONS[1], name, temperature=1.0, top_p=0.95, max_tokens=16, seed=seed)

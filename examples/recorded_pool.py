@@ -30,16 +30,17 @@ def main() -> None:
         if unknown := wanted.difference(models):
             sys.exit(f"the table has no model {min(unknown)!r}; it has {', '.join(models)}")
         models = [model for model in models if model in wanted]
+    table = arguments.table.resolve()
     experts = [
         {
             "alias": re.sub(r"[^A-Za-z0-9._-]", "-", model)[:64],
             "engine": "replay",
-            "table": str(arguments.table.resolve()),
+            "table": table.name,
             "model": model,
         }
         for model in models
     ]
-    yaml.safe_dump({"experts": experts}, sys.stdout, sort_keys=False)
+    yaml.safe_dump({"root": str(table.parent), "experts": experts}, sys.stdout, sort_keys=False)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,10 @@ def prepare(group: Group, catalog: Catalog) -> Prepared:
                     on_cuda(),
                 ),
             )
-        case OpenAIExpert() | ChatModelExpert() | ReplayExpert():
+        case ReplayExpert():
+            _ = catalog.locate(spec.table, catalog.root)  # told before anything runs
+            return Prepared(group=group, identity=group.key, memory_bytes=0)
+        case OpenAIExpert() | ChatModelExpert():
             return Prepared(group=group, identity=group.key, memory_bytes=0)
         case GivenExpert():
             memory = _stated_memory(group)
@@ -178,7 +181,7 @@ def build_engine(
         case ReplayExpert():
             from ..engines.replay import ReplayEngine
 
-            return ReplayEngine(group.name, catalog.locate(spec.table), spec.model)
+            return ReplayEngine(group.name, catalog.locate(spec.table, catalog.root), spec.model)
         case ScriptedExpert():
             from ..engines.scripted import ScriptedEngine
 

@@ -87,20 +87,21 @@ class Catalog(Mapping[str, ExpertSpec]):
 
     @property
     def root(self) -> Path:
-        """Folder that local weights must lie in."""
+        """Folder that local weights and recordings must lie in."""
         return (self.base / self.file.root).resolve()
 
-    def locate(self, name: str) -> Path:
-        """A file or folder beside the pool file.
+    def locate(self, name: str, within: Path | None = None) -> Path:
+        """A file or folder beside the pool file, or within another folder.
 
         Raises:
-            InputError: it does not exist, or leads out of the pool file's folder.
+            InputError: it does not exist, or leads out of that folder.
         """
-        path = (self.base / name).resolve()
-        if not path.is_relative_to(self.base):
-            raise InputError(f"{name} leads out of {self.base}; the pool's files must lie in it")
+        folder = self.base if within is None else within
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder):
+            raise InputError(f"{name} leads out of {folder}; the pool's files must lie in it")
         if not path.exists():
-            raise InputError(f"{name} does not exist in {self.base}")
+            raise InputError(f"{name} does not exist in {folder}")
         return path
 
 

@@ -189,7 +189,7 @@ class ReplayExpert(_Expert):
     """Recorded answers of a real model."""
 
     engine: Literal["replay"]
-    table: str = Field(description="Folder with questions.parquet and outcomes.parquet.")
+    table: str = Field(description="Folder under root with outcomes.parquet.")
     model: str
 
 
@@ -237,7 +237,10 @@ class DeviceSpec(_Strict):
 class PoolFile(_Strict):
     """The file's contents, as they stand."""
 
-    root: str = Field(".", description="Folder that local weights must lie in, beside this file.")
+    root: str = Field(
+        ".",
+        description="Folder that local weights and recordings must lie in; default: this file's.",
+    )
     memory_gib: float | None = Field(
         None, gt=0, description="What all loaded models may take together; default: free memory."
     )

@@ -7,7 +7,7 @@ about the expert that is used (the reference code does that, symbolic-moe.md §2
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -56,9 +56,12 @@ class Answer:
     usage: Usage = field(default_factory=Usage)
     error: str | None = None
     """Why the expert has no reply, in one sentence."""
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What the engine tells of how the reply came about (re-mixing), as plain JSON values."""
 
     def to_json(self) -> dict[str, Any]:
-        """The answer as plain JSON values."""
+        """The answer as plain JSON values; `details` only where there are any."""
+        told = {"details": dict(self.details)} if self.details else {}
         return {
             "question_id": self.question_id,
             "expert": self.expert,
@@ -68,6 +71,7 @@ class Answer:
             "prompt_tokens": self.usage.prompt_tokens,
             "completion_tokens": self.usage.completion_tokens,
             "error": self.error,
+            **told,
         }
 
 
@@ -169,6 +173,7 @@ def read_reply(reply: Reply, question: Question, expert: str) -> Answer:
         answer=answer,
         text=text,
         usage=reply.usage,
+        details=reply.details,
     )
 
 

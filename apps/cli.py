@@ -17,6 +17,7 @@ from ..retrieval import InputError
 from .compare_commands import compare
 from .console import open_stderr, open_stdout, print_json, resumable, show, watching
 from .doctor import diagnose, removable, repair
+from .export_commands import export
 from .interruption import Terminated
 from .moe_commands import moe_app
 from .options import JsonOption
@@ -25,6 +26,7 @@ from .panel_commands import ask, plan, solve, timeline
 from .pools import check_pool
 from .profile_commands import aggregators, profile, study
 from .remix_commands import remix_app
+from .report_commands import report
 from .tables import clean_text
 
 __all__ = ["app", "main"]
@@ -39,7 +41,7 @@ pool_app = typer.Typer(help="Look at a pool file.", no_args_is_help=True)
 app.add_typer(pool_app, name="pool")
 app.add_typer(moe_app, name="moe")
 app.add_typer(remix_app, name="remix")
-for command in (ask, solve, plan, timeline, profile, aggregators, study, compare):
+for command in (ask, solve, plan, timeline, profile, aggregators, study, compare, report, export):
     app.command()(command)
 
 

@@ -201,4 +201,5 @@ def _read_answer(row: Mapping[str, Any]) -> Answer:
         text=row["text"],
         usage=usage,
         error=row["error"],
+        details=row.get("details", {}),
     )

@@ -115,5 +115,6 @@ def _decode(row: dict[str, Any], request_id: str) -> Reply:
             for item in row["logprobs"]
         ),
         scores=tuple(OptionScore(**item) for item in row["scores"]),
+        details=row.get("details", {}),
         failure=None if row["failure"] is None else Failure(**row["failure"]),
     )

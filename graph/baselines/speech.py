@@ -170,6 +170,7 @@ def read_turn(reply: Reply, question: Question, seat: Seat, round_: int) -> Turn
         chance=chance,
         usage=answer.usage,
         error=answer.error,
+        details=answer.details,
     )
 
 

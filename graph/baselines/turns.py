@@ -50,6 +50,8 @@ class Turn:
     """Probability of the option among all options, where options were scored instead of written."""
     usage: Usage = field(default_factory=Usage)
     error: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """As `Answer.details`."""
 
     @property
     def key(self) -> str:
@@ -58,6 +60,7 @@ class Turn:
 
     def to_json(self) -> dict[str, Any]:
         """The turn as plain JSON values; like `Answer.to_json`, and who spoke when."""
+        told = {"details": dict(self.details)} if self.details else {}
         return {
             "question_id": self.question_id,
             "expert": self.expert,
@@ -72,6 +75,7 @@ class Turn:
             "prompt_tokens": self.usage.prompt_tokens,
             "completion_tokens": self.usage.completion_tokens,
             "error": self.error,
+            **told,
         }
 
     @classmethod
@@ -82,7 +86,8 @@ class Turn:
         )
         names = ("question_id", "expert", "agent", "round", "kind", "merges")
         said = ("answer", "text", "chance", "error")
-        return cls(usage=usage, **{name: row[name] for name in (*names, *said)})
+        details = row.get("details", {})
+        return cls(usage=usage, details=details, **{name: row[name] for name in (*names, *said)})
 
 
 def answers_of(turns: Iterable[Turn]) -> list[Answer]:

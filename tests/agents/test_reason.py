@@ -125,3 +125,11 @@ def test_the_hash_of_the_wording_covers_every_task(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("expertmix.agents.reason.hash_prompts", note)
     assert len(reason_prompt_hash()) == 64
     assert {f"task-{name}" for name in TASKS} < hashed
+
+
+def test_what_an_engine_tells_of_a_reply_stays_with_the_answer() -> None:
+    question = Question(id="q", text="?", gold="x")
+    told = {"remix": {"verdict": "kept"}}
+    answer = read_reply(Reply(request_id="q#0", text="Answer: x", details=told), question, "a")
+    assert answer.to_json()["details"] == told
+    assert "details" not in read_reply(Reply(request_id="q#0", text="x"), question, "a").to_json()

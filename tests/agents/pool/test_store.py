@@ -28,6 +28,7 @@ REPLY = Reply(
     usage=Usage(prompt_tokens=3, completion_tokens=1, cached_tokens=2),
     logprobs=(TokenLogprob(token="H", logprob=-0.5, top=(("H", -0.5), ("J", -1.0))),),
     scores=(OptionScore(logprob=-2.0, tokens=3),),
+    details={"remix": {"verdict": "kept", "curve": [0.5]}},
 )
 
 

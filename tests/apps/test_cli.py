@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from typing import Any
 
 import pytest
 
-PROGRAM = [sys.executable, "-m", "expertmix.apps.cli"]
 QUESTIONS = [
     {"id": "a", "text": "What is 1 + 1?", "gold": "2", "skills": ["sums"]},
     {"id": "b", "text": "Red?", "options": ["yes", "no"], "gold": "B"},
@@ -21,16 +19,19 @@ QUESTIONS = [
 ]
 
 
+class CommandLine:
+    """Set by a fixture, so that the helpers below need no argument for it."""
+
+    run: Any = None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def command_line(expertmix: Any) -> None:
+    CommandLine.run = staticmethod(expertmix)
+
+
 def run(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        cwd=cwd,
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return CommandLine.run(*arguments, cwd=cwd, **env)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +40,22 @@ def write(place: Path, rows: list[dict[str, Any]]) -> None:
     (place / "references.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+class CommandLine:
+    """Set by a fixture, so that the helper below needs no argument for it."""
+
+    run: Any = None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def command_line(expertmix: Any) -> None:
+    CommandLine.run = staticmethod(expertmix)
+
+
 def profile(
     place: Path, *more: str, references: str = "references.jsonl"
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "expertmix.apps.cli", "profile", references, "--out", "made", *more],
-        cwd=place,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    return CommandLine.run(
+        "profile", references, "--out", "made", *more, cwd=place, HF_HUB_OFFLINE="1"
     )
 
 
@@ -109,22 +113,7 @@ def test_an_old_profile_says_what_to_do(place: Path) -> None:
     (place / "old").mkdir()
     (place / "old/profile.json").write_text('{"format": 1}')
     (place / "old/references.jsonl").write_text((place / "references.jsonl").read_text())
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "expertmix.apps.cli",
-            "plan",
-            "references.jsonl",
-            "--profile",
-            "old",
-        ],
-        cwd=place,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = CommandLine.run("plan", "references.jsonl", "--profile", "old", cwd=place)
     assert done.returncode == 2
     assert "run `expertmix profile` again: only the missing calls are made" in done.stderr
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +15,11 @@ from ..graph.comparison import Comparison
 from ..graph.lineup import ALL
 from ..graph.methods import METHODS
 from ..graph.remix_tables import choose
+from ..graph.verdicts import count
 from ..retrieval import TASKS, InputError, Question, read_questions, read_task
 from .compare_session import CompareSettings, compare_into
 from .console import fail_for, print_json, resumable, show, watching
-from .options import JsonOption, PoolOption, ProfileOption, SeedOption
+from .options import JsonOption, PoolOption, ProfileOption
 from .pools import find_pool
 from .tables import clean_text
 
@@ -61,7 +64,7 @@ def compare(
     reference_limit: Annotated[
         int | None, typer.Option("--reference-limit", min=1, help="The same for the references.")
     ] = None,
-    seed: SeedOption = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of what --limit draws.")] = 0,
     out: Annotated[
         Path, typer.Option("--out", help="Its folder; a second run goes on, or adds methods.")
     ] = Path("runs/compare"),
@@ -71,7 +74,7 @@ def compare(
     if not data:
         data, pool, references = _take_examples(pool, references, profile)
     questions = _read(data, task, split, limit, seed)
-    labelled = _read(references or [], task, reference_split, reference_limit, seed)
+    labelled = _read(references or [], task, reference_split, reference_limit, seed, questions)
     where = find_pool(pool)
     settings = CompareSettings(
         methods=tuple(name.strip() for name in methods.split(",") if name.strip()),
@@ -104,7 +107,7 @@ def tabulate_methods(comparison: Comparison) -> Table:
     """Accuracy with its interval, and what each method costs."""
     number = comparison.rows[0]["n"]
     table = Table(
-        title=f"Right answers on {number} questions, and their costs", title_justify="left"
+        title=f"Right answers on {count(number, 'question')}, and their costs", title_justify="left"
     )
     columns = (
         "method",
@@ -119,9 +122,11 @@ def tabulate_methods(comparison: Comparison) -> Table:
     )
     for column in columns:
         table.add_column(column, justify="left" if column == "method" else "right")
+    in_bounds = False
     for row in comparison.rows:
-        if row["method"] == "oracle":
+        if row["is_bound"] and not in_bounds:
             table.add_section()
+            in_bounds = True
         delta, seconds = row["delta"], row["seconds_mean"]
         name = clean_text(row["label"])
         table.add_row(
@@ -160,15 +165,30 @@ def _take_examples(
 
 
 def _read(
-    paths: list[str], task: str | None, split: str | None, limit: int | None, seed: int
+    paths: list[str],
+    task: str | None,
+    split: str | None,
+    limit: int | None,
+    seed: int,
+    others: Sequence[Question] = (),
 ) -> list[Question]:
-    """Questions of all files, in their order."""
+    """Questions of all files, in their order; an id that another question has gets its file's name before it.
+
+    Rows without ids are numbered in each file, so that different questions of two files may share one.
+    """
+    texts = {question.id: question.text for question in others}
     found: list[Question] = []
     for path in paths:
-        if task is None:
-            found += read_questions(path, split=split)
-        else:
-            found += read_task(path, task, split=split)
+        read = (
+            read_questions(path, split=split)
+            if task is None
+            else read_task(path, task, split=split)
+        )
+        for question in read:
+            if texts.get(question.id, question.text) != question.text:
+                question = replace(question, id=f"{Path(path).stem}/{question.id}")
+            texts[question.id] = question.text
+            found.append(question)
     if limit is None or limit >= len(found):
         return found
     drawn = {question.id for question in choose(found, limit, seed)}

@@ -20,6 +20,8 @@ from ..graph.compare import acompare, check_gold
 from ..graph.comparison import Comparison
 from ..graph.lineup import ALL, Lineup
 from ..graph.remix_tables import leave_out_tested
+from ..graph.solve import as_questions
+from ..graph.verdicts import count
 from ..retrieval import InputError, Question, fingerprint
 from .compare_report import report_comparison
 from .interruption import run_interruptibly
@@ -68,13 +70,19 @@ def compare_into(
         profile: A profile's folder instead.
 
     Raises:
-        InputError: neither references nor a profile, or as `acompare`; or the folder is of something else.
+        InputError: neither references nor a profile, or both, or as `acompare`; or the folder is of
+            something else.
     """
-    check_gold(questions)
+    check_gold(as_questions(questions))
     _ = Lineup.choose(settings.methods, settings.calls, catalog)  # before anything is loaded
     if profile is None and not references:
         raise InputError(
             "who is strongest is not known: give labelled questions with --references, or --profile"
+        )
+    if profile is not None and references:
+        raise InputError(
+            "references and a profile were given, and one of them says who is strongest; leave out "
+            "--references or --profile"
         )
     kept, left_out = leave_out_tested(references, questions)
     remarks = _remark(left_out, profile, questions)
@@ -129,32 +137,37 @@ def compare_into(
 
 def _remark(left_out: int, profile: Path | None, questions: Sequence[Question]) -> list[str]:
     if left_out:
-        return [f"{left_out} references were left out because they are among the questions."]
-    if profile is None:
-        return []
-    _, seen = leave_out_tested(ProfileFolder(profile).references(), questions)
+        told = count(left_out, "reference")
+        return [f"Left out because the questions hold the same: {told}."]
+    seen = 0 if profile is None else _count_seen(profile, questions)
     if not seen:
         return []
     return [
-        f"{seen} of the profile's references are among the questions: what rests on the profile is "
+        f"The questions hold {count(seen, 'reference')} of the profile: what rests on the profile is "
         "flattered; take other questions, or profile with --references."
     ]
+
+
+def _count_seen(profile: Path, questions: Sequence[Question]) -> int:
+    """References of a profile that are among the questions."""
+    return leave_out_tested(ProfileFolder(profile).references(), questions)[1]
 
 
 def _tell_facts(
     settings: CompareSettings, questions: Sequence[Question], catalog: Catalog, profile: Path
 ) -> dict[str, str]:
     with suppress(InputError):
-        number = len(ProfileFolder(profile).references())
+        number, seen = len(ProfileFolder(profile).references()), _count_seen(profile, questions)
+        apart = f"{seen} of them also asked" if seen else "disjoint from the questions"
         return {
-            "questions": f"{len(questions)} of {settings.data}",
+            "questions": f"{count(len(questions), 'question')} of {settings.data}",
             "pool": f"{settings.pool}: {', '.join(catalog)}",
-            "profile": f"{number} labelled references, disjoint from the questions",
+            "profile": f"{count(number, 'labelled reference')}, {apart}",
             "calls per question": ", ".join(map(str, settings.calls)),
             "seeds": str(settings.seeds),
             "made": f"{datetime.date.today().isoformat()} by expertmix {version('expertmix')}",
         }
-    return {"questions": f"{len(questions)} of {settings.data}"}
+    return {"questions": f"{count(len(questions), 'question')} of {settings.data}"}
 
 
 def _write(path: Path, content: Any) -> None:

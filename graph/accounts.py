@@ -6,20 +6,26 @@ Rows know what each method asked; from them every method is charged as if it had
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 from ..agents import Catalog, Ledger
 from ..agents.pool.groups import group_experts
-from .methods import AdaptivePanel, Method
+from .methods import Method
 from .result import Solution
 
-__all__ = ["Pace", "Spending", "count_loads", "sum_costs"]
+__all__ = ["Naming", "Pace", "Spending", "count_loads", "sum_costs"]
+
+_GREW = re.compile(r"round (\d+), expected gain ")
+"""How a growing panel says in which round it grew (`panels.py`), the first being 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spending:
-    """Means per question, and loads of the whole batch."""
+    """Means per question, and loads of the whole batch, of one seed."""
 
     calls: float
     prompt_tokens: float
@@ -61,27 +67,60 @@ class Pace:
         return self.by_stage.get((alias, stage), self.by_expert.get(alias))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Naming:
+    """What naming the skills of one question costs, which no row shows; an extractor may ask an expert."""
+
+    calls: float = 0.0
+    prompt_tokens: float = 0.0
+    tokens: float = 0.0
+    seconds: float = 0.0
+    expert: str | None = None
+    """Who is asked."""
+
+    @classmethod
+    def of(cls, ledger: Ledger, calls: float, expert: str | None) -> Naming:
+        """At the mean of all such calls so far.
+
+        Args:
+            ledger: The pool's.
+            calls: Per question.
+            expert: Who is asked.
+        """
+        accounts = [a for (_, stage), a in ledger.accounts.items() if stage == "skills"]
+        made = sum(account.calls for account in accounts)
+        each = calls / made if made else 0.0
+        return cls(
+            calls=calls,
+            prompt_tokens=each * sum(account.prompt_tokens for account in accounts),
+            tokens=each * sum(account.completion_tokens for account in accounts),
+            seconds=each * sum(account.seconds for account in accounts),
+            expert=expert if calls else None,
+        )
+
+
 def sum_costs(
     method: Method,
-    solutions: Sequence[Solution],
+    seeds: Sequence[Sequence[Solution]],
     catalog: Catalog,
     pace: Pace,
     *,
-    extra_calls: float = 0.0,
+    naming: Naming | None = None,
 ) -> Spending:
     """What a method spent on these questions.
 
     Args:
         method: Which.
-        solutions: Its rows.
+        seeds: Its rows of each seed, one for each question.
         catalog: The pool's.
         pace: Measured seconds.
-        extra_calls: Calls per question that no row shows, such as those that name skills.
+        naming: What naming the skills costs, charged to methods that need them.
     """
-    number = max(1, len(solutions))
+    extra = naming if naming is not None and method.needs_skills else Naming()
+    number = max(1, sum(map(len, seeds)))
     calls = prompt = generated = 0
     seconds: float | None = 0.0
-    for solution in solutions:
+    for solution in chain.from_iterable(seeds):
         row = solution.row
         experts = row["experts"]
         merged = bool(row["aggregation"]) and not any("round" in expert for expert in experts)
@@ -89,15 +128,19 @@ def sum_costs(
         prompt += row["usage"]["prompt_tokens"]
         generated += row["usage"]["completion_tokens"]
         for expert in experts:
-            stage = method.name if "round" in expert else "reason"
+            # A talk's first round is the plain question, most often out of the store: its own stage's pace is
+            # that of the later, longer prompts.
+            stage = method.name if expert.get("round") else "reason"
             per_call = pace.seconds(expert["expert"], stage)
             seconds = None if seconds is None or per_call is None else seconds + per_call
+    first = set[str]() if extra.expert is None else {extra.expert}
+    loads = [count_loads([first, *_list_rounds(solutions)], catalog) for solutions in seeds]
     return Spending(
-        calls=calls / number + extra_calls,
-        prompt_tokens=prompt / number,
-        tokens=generated / number,
-        seconds=None if seconds is None else seconds / number,
-        loads=count_loads(_list_rounds(method, solutions), catalog),
+        calls=calls / number + extra.calls,
+        prompt_tokens=prompt / number + extra.prompt_tokens,
+        tokens=generated / number + extra.tokens,
+        seconds=None if seconds is None else seconds / number + extra.seconds,
+        loads=round(sum(loads) / max(1, len(loads))),
     )
 
 
@@ -105,8 +148,7 @@ def count_loads(rounds: Sequence[set[str]], catalog: Catalog) -> int:
     """Loads on a device that holds one model at a time, as in the paper's setting.
 
     Args:
-        rounds: Experts of each round. Within a round the weights come in the best order; a round begins with
-            those that are loaded, if it needs them.
+        rounds: Experts of each round. Within a round the weights come in the best order.
         catalog: Tells who shares weights; what runs elsewhere is not loaded.
     """
     key_of = {
@@ -116,25 +158,34 @@ def count_loads(rounds: Sequence[set[str]], catalog: Catalog) -> int:
         for alias in group.aliases
     }
     needed = [{key_of[alias] for alias in experts if alias in key_of} for experts in rounds]
-    needed = [weights for weights in needed if weights]
-    loads, loaded = 0, None
-    for at, weights in enumerate(needed):
-        loads += len(weights - {loaded})
-        after = needed[at + 1] if at + 1 < len(needed) else set[str]()
-        first = loaded if loaded in weights else None
-        # Whoever comes last stays: best one that the next round needs, but not the one that came first.
-        rest = sorted(weights - {first}) or [first]
-        loaded = next((key for key in rest if key in after), rest[-1])
-    return loads
+    # By the weights that are loaded at the end of a round, the fewest loads up to there.
+    fewest: dict[str, int] = {"": 0}
+    for weights in filter(None, needed):
+        fewest = {
+            last: min(
+                # What is loaded already is asked first, unless it has to come last and is not alone.
+                loads + len(weights) - (before in weights and (before != last or weights == {last}))
+                for before, loads in fewest.items()
+            )
+            for last in weights
+        }
+    return min(fewest.values())
 
 
-def _list_rounds(method: Method, solutions: Sequence[Solution]) -> list[set[str]]:
+def _list_rounds(solutions: Sequence[Solution]) -> list[set[str]]:
     """The experts that were asked in each round."""
     rounds: dict[int, set[str]] = {}
     for solution in solutions:
-        for place, expert in enumerate(solution.experts):
-            number = expert.get("round")
-            if number is None:  # an adaptive panel grows by one expert a round
-                number = max(0, place - 1) if isinstance(method, AdaptivePanel) else 0
-            rounds.setdefault(number, set()).add(expert["expert"])
+        for expert in solution.experts:
+            rounds.setdefault(_find_round(expert), set()).add(expert["expert"])
     return [rounds[number] for number in sorted(rounds)]
+
+
+def _find_round(expert: Mapping[str, Any]) -> int:
+    """In which round an expert was asked, the first being 0."""
+    if "round" in expert:
+        return int(expert["round"])
+    grew = _GREW.match(expert["reason"])
+    if grew is not None:
+        return int(grew[1]) - 1
+    return int("replaces" in expert)

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..agents import Catalog, Pool
+from ..agents import Catalog, Policy, Pool, Profile
 from ..agents.pool.energy import EnergyMeter
-from ..retrieval import InputError, Question
-from .accounts import Pace, sum_costs
+from ..retrieval import InputError, Question, fingerprint
+from .accounts import Naming, Pace, sum_costs
 from .comparison import Comparison, Entry
 from .lineup import ALL, Lineup
 from .methods import Method, answer_with
 from .resources import make_resources
 from .result import Result, Solution
+from .skill_memory import SkillMemory
 from .solve import Questions, as_questions, open_pool, run_here
 from .state import Resources
 
-__all__ = ["KeptAnswers", "acompare", "check_gold", "compare", "run_lineup"]
+__all__ = ["KeptAnswers", "acompare", "check_gold", "compare", "run_lineup", "sum_up"]
 
 Answers = dict[Method, dict[int, list[Solution]]]
 
@@ -44,10 +46,11 @@ class KeptAnswers:
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
-                rows[row["id"]] = row
-            except (ValueError, KeyError, TypeError):
+                if not row["missing"]:
+                    rows[row["id"]] = row
+            except (ValueError, LookupError, TypeError):
                 return None
-        if any(q.id not in rows or rows[q.id]["missing"] for q in questions):
+        if any(q.id not in rows for q in questions):
             return None
         return [Solution(question=q, row=rows[q.id]) for q in questions]
 
@@ -108,7 +111,7 @@ def sum_up(
     answers: Answers,
     pool: Pool,
     *,
-    extra_calls: float = 0.0,
+    naming: Naming | None = None,
     watts: float | None = None,
     remarks: Sequence[str] = (),
     facts: Mapping[str, str] | None = None,
@@ -119,7 +122,7 @@ def sum_up(
         lineup: Who took part.
         answers: Of every method and seed, to the same questions.
         pool: Its ledger tells at which pace experts work.
-        extra_calls: Calls per question for telling its skills; charged to methods that need them.
+        naming: What naming the skills costs; charged to methods that need them.
         watts: Mean power per engine second, where it was measured.
         remarks: Sentences for the reader.
         facts: What the comparison is of.
@@ -128,9 +131,8 @@ def sum_up(
     pace = Pace.of(pool.ledger) if is_live else Pace({}, {})
     entries: list[Entry] = []
     for method, by_seed in answers.items():
-        solutions = [solution for found in by_seed.values() for solution in found]
-        extra = extra_calls if method.needs_skills else 0.0
-        spending = sum_costs(method, solutions, pool.catalog, pace, extra_calls=extra)
+        seeds = list(by_seed.values())
+        spending = sum_costs(method, seeds, pool.catalog, pace, naming=naming)
         energy = None if watts is None or spending.seconds is None else watts * spending.seconds
         entries.append(Entry(method=method, by_seed=by_seed, spending=spending, energy=energy))
     first = next(iter(next(iter(answers.values())).values()))
@@ -177,7 +179,8 @@ async def acompare(
         methods: Names out of `METHODS`, or `all`.
         calls: Calls per question to which every method is fitted.
         seeds: How often everything that is drawn is drawn anew.
-        out: Folder where finished methods are kept; whoever owns it sees to it that it is of this comparison.
+        out: Folder where finished methods are kept. What was answered to other questions, by another pool or
+            after another profile is not taken for these; engines that the program built are known by alias only.
         remarks: Sentences for the reader.
         facts: What the comparison is of, for the reader.
         settings: Further settings of `make_resources`.
@@ -189,28 +192,29 @@ async def acompare(
     check_gold(batch)
     if seeds < 1:
         raise InputError(f"seeds is {seeds}; draw everything at least once")
-    kept = None if out is None else KeptAnswers(Path(out))
     async with open_pool(pool) as ready:
         lineup = Lineup.choose(methods, calls, ready.catalog)
         policy = "knn" if any(m.name == "knn_router" for m in lineup.methods) else "skill"
-        contexts = {
-            seed: await asyncio.to_thread(
-                make_resources, ready, profile=profile, policy=policy, seed=seed, **(settings or {})
-            )
-            for seed in range(seeds)
-        }
+        contexts = await asyncio.to_thread(
+            _make_contexts, ready, Path(profile), policy, seeds, settings or {}
+        )
+        kept = None
+        if out is not None:
+            said = await asyncio.to_thread(_identify, ready, batch, Path(profile), settings or {})
+            kept = KeptAnswers(Path(out) / said)
         before = sum(account.seconds for account in ready.ledger.accounts.values())
         with EnergyMeter() as meter:
             answers = await run_lineup(lineup, batch, contexts, kept)
         worked = sum(account.seconds for account in ready.ledger.accounts.values()) - before
         joules = meter.energy.total
         watts = joules / worked if joules is not None and worked > 0 else None
-        extractor = contexts[0].extractor
+        extractor, file = contexts[0].extractor, ready.catalog.file
+        named = 0.0 if extractor is None else extractor.calls_per_question
         return sum_up(
             lineup,
             answers,
             ready,
-            extra_calls=0.0 if extractor is None else extractor.calls_per_question,
+            naming=Naming.of(ready.ledger, named, file.skills_by or file.keywords_by),
             watts=watts,
             remarks=remarks,
             facts={
@@ -218,6 +222,48 @@ async def acompare(
                 "energy": meter.why_not or f"measured: {', '.join(meter.available)}",
             },
         )
+
+
+def _make_contexts(
+    pool: Pool, profile: Path, policy: Policy, seeds: int, settings: Mapping[str, Any]
+) -> dict[int, Resources]:
+    """The runtime context of each seed; what does not depend on it (embeddings) is computed once."""
+    first = _remember(make_resources(pool, profile=profile, policy=policy, seed=0, **settings))
+    contexts = {0: first}
+    extractor = first.extractor
+    shared: dict[str, Any] = {}
+    if extractor is not None and not extractor.calls_per_question:
+        shared = {"extractor": extractor}
+    for seed in range(1, seeds):
+        context = make_resources(pool, profile=profile, seed=seed, **{**shared, **settings})
+        context = context if shared else _remember(context)
+        assert first.expertise is not None
+        assert context.expertise is not None
+        expertise = replace(context.expertise, references=first.expertise.references)
+        contexts[seed] = replace(context, expertise=expertise)
+    return contexts
+
+
+def _remember(context: Resources) -> Resources:
+    """Each method asks for the same questions' skills: they are told once."""
+    if context.extractor is None:
+        return context
+    return replace(context, extractor=SkillMemory(context.extractor))
+
+
+def _identify(
+    pool: Pool, questions: Sequence[Question], profile: Path, settings: Mapping[str, Any]
+) -> str:
+    """A short name for all on which answers depend; blocks, as `Pool.identity`."""
+    file = pool.catalog.file
+    told = [
+        [pool.identity(alias) for alias in pool.catalog],
+        [file.skills, file.skills_by, file.keywords_by],
+        Profile.load(profile).fingerprint,
+        fingerprint(questions),
+        sorted((name, repr(value)) for name, value in settings.items()),
+    ]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def check_gold(questions: Sequence[Question]) -> None:

@@ -17,16 +17,14 @@ from ..agents.calibration import expected_calibration_error
 from ..retrieval import InputError
 from .accounts import Spending
 from .intervals import resample
+from .lineup import YARDSTICK
 from .matching import Pair, match_by
 from .methods import BOUNDS, OURS, Method
-from .result import Solution
+from .result import Solution, wilson_interval
 from .significance import compare_pairs
-from .verdicts import tell_findings
+from .verdicts import count, tell_findings
 
-__all__ = ["YARDSTICK", "Comparison", "Entry"]
-
-YARDSTICK = "single_best"
-"""What every method's gain is measured against: the strongest expert alone."""
+__all__ = ["Comparison", "Entry"]
 
 Bools = npt.NDArray[np.bool_]
 
@@ -41,7 +39,6 @@ class Entry:
     spending: Spending
     energy: float | None = None
     """Joules per question, at the rate measured over the whole comparison."""
-    extra_calls: float = 0.0
 
     @property
     def label(self) -> str:
@@ -93,7 +90,8 @@ class Comparison:
     @property
     def main(self) -> Entry | None:
         """The entry to look at one question after the other: our fixed panel at the first budget."""
-        ours = [entry for entry in self.entries if entry.is_ours] or list(self.entries)
+        ours = [entry for entry in self.entries if entry.is_ours]
+        ours = ours or [entry for entry in self.entries if not entry.is_bound]
         fixed = [entry for entry in ours if entry.method.name == "panel"] or ours
         best = [entry for entry in fixed if entry.method.calls <= self.budgets[0]]
         return (best or fixed)[-1] if fixed else None
@@ -102,8 +100,8 @@ class Comparison:
     def rows(self) -> list[dict[str, Any]]:
         """One row per entry, as in `result.json`, and one for chance.
 
-        Accuracies are means over seeds with 95 % paired bootstrap intervals over questions; `delta` is the
-        difference to `single_best`, with McNemar's p corrected by Holm over all rows. Calls and tokens are means
+        Accuracies are means over seeds with 95 % bootstrap intervals over questions; `delta` is the difference to
+        `single_best` with a paired one, and McNemar's p corrected by Holm over all rows. Calls and tokens are means
         per question. `loads` is for a device that holds one model at a time; `seconds_mean` is engine time at
         each expert's measured pace.
         """
@@ -121,16 +119,17 @@ class Comparison:
             )
         )
         rows: list[dict[str, Any]] = []
-        for entry in self.entries:
+        for entry, interval in zip(self.entries, _find_intervals(self.entries), strict=True):
             gain = gains.get(entry.label)
             told = None if gain is None else gain.to_json()
             rows.append(
                 {
-                    **_describe(entry),
+                    **_describe(entry, interval),
                     "delta": told and {name: told[name] for name in ("mean", "low", "high")},
                     "against": None if told is None or yard is None else yard.label,
                     "p": told and told["p"],
                     "p_holm": told and told["p_holm"],
+                    "verdict": told and told["verdict"],
                 }
             )
         number = rows[0]["n"] if rows else 0
@@ -167,10 +166,10 @@ class Comparison:
             import pandas as pd  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise InputError("to_pandas needs pandas: pip install pandas") from None
-        flat = [
-            {**row, **{f"delta_{k}": v for k, v in (row.pop("delta") or {}).items()}}
-            for row in map(dict, self.rows)
-        ]
+        flat: list[dict[str, Any]] = []
+        for row in map(dict, self.rows):
+            delta = row.pop("delta") or {}
+            flat.append({**row, **{f"delta_{name}": value for name, value in delta.items()}})
         return pd.DataFrame(flat)
 
     def save(self, path: str | Path) -> None:
@@ -179,7 +178,11 @@ class Comparison:
 
     def __repr__(self) -> str:
         number = self.rows[0]["n"]
-        return f"<Comparison of {len(self.entries)} methods on {number} questions>"
+        methods = len({entry.method.name for entry in self.entries})
+        return (
+            f"<Comparison of {count(len(self.entries), 'form')} of {count(methods, 'method')} "
+            f"on {count(number, 'question')}>"
+        )
 
     def _repr_html_(self) -> str:
         """A table for notebooks, with the findings above it."""
@@ -192,10 +195,25 @@ class Comparison:
         )
 
 
-def _describe(entry: Entry) -> dict[str, Any]:
+def _find_intervals(entries: Sequence[Entry]) -> list[tuple[float, float]]:
+    """The 95 % interval of each accuracy: by bootstrap, and Wilson's where resamples cannot differ."""
+    if not entries:
+        return []
+    mean_QM = np.stack([np.mean(entry.right, axis=0) for entry in entries], axis=1)
+    low_M, high_M = np.percentile(resample(mean_QM), (2.5, 97.5), axis=0)
+    number = len(mean_QM)
+    is_flat_M = (mean_QM == mean_QM[0]).all(0)
+    return [
+        wilson_interval(round(number * mean_QM[0, at]), number)
+        if is_flat_M[at]
+        else (float(low_M[at]), float(high_M[at]))
+        for at in range(len(entries))
+    ]
+
+
+def _describe(entry: Entry, interval: tuple[float, float]) -> dict[str, Any]:
     shares = [right.mean() for right in entry.right]
-    mean_Q = np.mean([right.astype(float) for right in entry.right], axis=0)
-    low, high = np.percentile(resample(mean_Q[:, None])[:, 0], (2.5, 97.5))
+    low, high = interval
     solutions = [s for seed in sorted(entry.by_seed) for s in entry.by_seed[seed]]
     number = len(solutions)
     spending = entry.spending
@@ -215,10 +233,10 @@ def _describe(entry: Entry) -> dict[str, Any]:
         "seconds_mean": None if spending.seconds is None else round(spending.seconds, 4),
         "loads": spending.loads,
         "energy_mean": None if entry.energy is None else round(entry.energy, 3),
-        "accuracy": round(float(mean_Q.mean()), 5),
-        "low": round(float(low), 5),
-        "high": round(float(high), 5),
-        "n": len(mean_Q),
+        "accuracy": round(float(np.mean(shares)), 5),
+        "low": round(low, 5),
+        "high": round(high, 5),
+        "n": len(entry.right[0]),
         "seeds": len(entry.right),
         "seed_spread": round(float(np.std(shares)), 5),
         "ece": ece,
@@ -254,6 +272,7 @@ def _describe_chance(chance: float, number: int) -> dict[str, Any]:
         "against": None,
         "p": None,
         "p_holm": None,
+        "verdict": None,
     }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ..agents import Catalog
 from ..retrieval import InputError
 from .methods import KINDS, METHODS, Method, fit_method
+from .verdicts import count
 
 __all__ = ["ALL", "YARDSTICK", "Lineup"]
 
@@ -58,7 +59,8 @@ class Lineup:
             ]
             forms = [method for method in fitted if method is not None]
             if why is None and not forms:
-                why = f"does not fit {max(budgets)} calls and {len(catalog)} experts"
+                calls, experts = count(max(budgets), "call"), count(len(catalog), "expert")
+                why = f"has no form for {calls} per question and {experts}"
             if why is None:
                 chosen |= dict.fromkeys(forms)
             elif kind.name in names:

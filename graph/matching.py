@@ -55,7 +55,8 @@ def match_by(unit: Unit, entries: Sequence[Entry], budgets: Sequence[int] = ()) 
 
     By calls: at each budget, the largest form of each method within it. By tokens: at each size of ours, the
     other method's form that generates most tokens within `SLACK` times ours; where even its smallest
-    generates more, that one, marked as dearer.
+    generates more, that one, marked as dearer. Ours that generates none (its experts score options instead of
+    writing) has nothing to be matched.
 
     Args:
         unit: What is matched.
@@ -68,6 +69,8 @@ def match_by(unit: Unit, entries: Sequence[Entry], budgets: Sequence[int] = ()) 
     for budget in budgets if unit == "calls" else (None,):
         for entry in ours:
             if budget is not None and entry is not _largest(entries, entry.method.name, budget):
+                continue
+            if budget is None and not entry.spending.tokens:
                 continue
             rivals = _find_rivals(entry, entries, budget)
             key = entry.label, tuple(rival.label for rival, _ in rivals)

@@ -1,6 +1,6 @@
 """Whether two methods differ on the same questions: paired bootstrap, McNemar's test, Holm's correction.
 
-Q questions, M methods.
+Q questions, M pairs of methods.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import numpy.typing as npt
 
 from .intervals import resample
 
-__all__ = ["LEVEL", "Difference", "adjust_by_holm", "compare_pairs", "mcnemar_p"]
+__all__ = ["LEVEL", "SAME", "Difference", "adjust_by_holm", "compare_pairs", "mcnemar_p"]
 
 LEVEL = 0.05
 """Chance of taking noise for a difference, over all pairs of a family together."""
+
+SAME = "no significant difference"
+"""What is said of a pair then, and no more: it does not mean that they are equal."""
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -42,10 +45,11 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse`, or `no significant difference`."""
-        if self.p_holm >= LEVEL or self.mean == 0:
-            return "no significant difference"
-        return "better" if self.mean > 0 else "worse"
+        """`better` or `worse`, if the test and the mean point the same way; else `SAME`."""
+        lead = self.wins - self.losses
+        if self.p_holm >= LEVEL or lead * self.mean <= 0:
+            return SAME
+        return "better" if lead > 0 else "worse"
 
     def to_json(self) -> dict[str, Any]:
         """The difference as plain JSON values."""
@@ -64,29 +68,29 @@ def compare_pairs(
             questions and seeds.
         seed: Of the bootstrap.
     """
+    if not pairs:
+        return []
     firsts = [(first[0], second[0]) for first, second in pairs]
     counts = [(int((a & ~b).sum()), int((b & ~a).sum())) for a, b in firsts]
     exact = [mcnemar_p(wins, losses) for wins, losses in counts]
-    found: list[Difference] = []
-    for (first, second), (wins, losses), p, p_holm in zip(
-        pairs, counts, exact, adjust_by_holm(exact), strict=True
-    ):
-        gain_Q = np.mean([f.astype(float) for f in first], axis=0) - np.mean(
-            [s.astype(float) for s in second], axis=0
+    gain_QM = np.stack(
+        [np.mean(first, axis=0) - np.mean(second, axis=0) for first, second in pairs], axis=1
+    )
+    lows, highs = np.percentile(resample(gain_QM, seed=seed), (2.5, 97.5), axis=0)
+    return [
+        Difference(
+            mean=float(gain_QM[:, at].mean()),
+            low=float(lows[at]),
+            high=float(highs[at]),
+            p=exact[at],
+            p_holm=p_holm,
+            wins=wins,
+            losses=losses,
         )
-        low, high = np.percentile(resample(gain_Q[:, None], seed=seed)[:, 0], (2.5, 97.5))
-        found.append(
-            Difference(
-                mean=float(gain_Q.mean()),
-                low=float(low),
-                high=float(high),
-                p=p,
-                p_holm=p_holm,
-                wins=wins,
-                losses=losses,
-            )
+        for at, ((wins, losses), p_holm) in enumerate(
+            zip(counts, adjust_by_holm(exact), strict=True)
         )
-    return found
+    ]
 
 
 def mcnemar_p(wins: int, losses: int) -> float:

@@ -36,7 +36,7 @@ from .speech import read_turn
 from .talk import Talk
 from .turns import Seat, Turn
 
-__all__ = ["STEPS", "create_talk", "read_turns"]
+__all__ = ["STEPS", "Speech", "create_talk", "read_turns"]
 
 STEPS = 1000
 """Steps of the graph after which a talk counts as endless; LangGraph's `recursion_limit`."""

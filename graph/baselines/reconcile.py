@@ -19,7 +19,8 @@ from .turns import Seat, Turn, answers_of, last_answers
 __all__ = ["ReConcile", "read_confidence", "recalibrate"]
 
 _CONFIDENCE = re.compile(
-    r"confidence(?:[ _]level)?[^\w.]{0,6}(?:is[^\w.]{0,3})?(\d+(?:\.\d+)?|\.\d+)\s*(%)?", re.IGNORECASE
+    r"confidence(?:[ _]level)?[^\w.]{0,6}(?:is[^\w.]{0,3})?(\d+(?:\.\d+)?|\.\d+)\s*(%)?",
+    re.IGNORECASE,
 )
 
 

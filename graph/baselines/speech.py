@@ -26,7 +26,16 @@ from ...retrieval import Question
 from ..state import Resources
 from .turns import Seat, Turn, answers_of
 
-__all__ = ["SPREAD", "ask_again", "ask_first", "ask_in_words", "merge", "quote", "read_turn"]
+__all__ = [
+    "SPREAD",
+    "ask_again",
+    "ask_first",
+    "ask_in_words",
+    "merge",
+    "plain_words",
+    "quote",
+    "read_turn",
+]
 
 SPREAD = 0.7
 """Temperature where one expert is asked several times: all baselines of Symbolic-MoE run at it

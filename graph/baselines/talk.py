@@ -14,7 +14,7 @@ from ..state import Resources
 from .speech import ask_first, merge
 from .turns import Seat, Turn, answers_of, last_answers, last_round
 
-__all__ = ["Talk", "cast_strongest", "conclude", "recruit_for"]
+__all__ = ["Cast", "Skills", "Talk", "cast_strongest", "conclude", "recruit_for", "seat_all"]
 
 Skills = Mapping[str, SkillWeights]
 Cast = dict[str, list[Recruit]]

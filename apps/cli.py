@@ -27,6 +27,7 @@ from .pools import check_pool
 from .profile_commands import aggregators, profile, study
 from .remix_commands import remix_app
 from .report_commands import report
+from .serve_commands import serve
 from .tables import clean_text
 
 __all__ = ["app", "main"]
@@ -41,7 +42,7 @@ pool_app = typer.Typer(help="Look at a pool file.", no_args_is_help=True)
 app.add_typer(pool_app, name="pool")
 app.add_typer(moe_app, name="moe")
 app.add_typer(remix_app, name="remix")
-for command in (ask, solve, plan, timeline, profile, aggregators, study, compare, report, export):
+for command in (ask, solve, plan, timeline, profile, aggregators, study, compare, report, serve, export):
     app.command()(command)
 
 

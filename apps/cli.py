@@ -42,7 +42,19 @@ pool_app = typer.Typer(help="Look at a pool file.", no_args_is_help=True)
 app.add_typer(pool_app, name="pool")
 app.add_typer(moe_app, name="moe")
 app.add_typer(remix_app, name="remix")
-for command in (ask, solve, plan, timeline, profile, aggregators, study, compare, report, serve, export):
+for command in (
+    ask,
+    solve,
+    plan,
+    timeline,
+    profile,
+    aggregators,
+    study,
+    compare,
+    report,
+    serve,
+    export,
+):
     app.command()(command)
 
 

@@ -49,7 +49,8 @@ class Table:
 
     def arrange(self, pool: Pool, **changes: Any) -> Resources:
         """The context in which their strength is known."""
-        return Resources(**{"pool": pool, "expertise": rank_experts(), "seed": 5, **changes})
+        settings: dict[str, Any] = {"expertise": rank_experts(), "seed": 5, **changes}
+        return Resources(pool=pool, **settings)
 
     async def talk(
         self, method: Method, lines: Lines, *, question: Question = QUESTION, **changes: Any

@@ -248,7 +248,7 @@ def _describe(entry: Entry, interval: tuple[float, float]) -> dict[str, Any]:
 
 
 def _describe_chance(chance: float, number: int) -> dict[str, Any]:
-    told = {"label": "chance", "method": "chance", "title": "bound: blind guessing", "source": ""}
+    told = {"label": "chance", "method": "chance", "title": "blind guessing", "source": ""}
     costs = {"calls": 0, "calls_mean": 0.0, "prompt_tokens_mean": 0.0, "tokens_mean": 0.0}
     share = round(chance, 5)
     return {

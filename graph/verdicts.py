@@ -190,7 +190,7 @@ def _tell_failures(methods: Sequence[Row]) -> list[str]:
     more = ", others on some" if len(failed) > 1 else ""
     return [
         f"Experts failed: {worst['label']} lacks answers on {_percent(worst['failed'])} of its questions{more}. "
-        "Another run asks again."
+        "Another run asks again, unless the prompt was too long."
     ]
 
 

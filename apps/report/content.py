@@ -39,7 +39,8 @@ class ReportContent:
     """
     matched: Sequence[Mapping[str, Any]] = ()
     """Pairs at matched compute: `by` (`calls` or `tokens`), `at` (how many), `method`, `against` (labels),
-    `mean`, `low`, `high` (of the difference), `p`, `p_holm`, `tokens_ratio`, `verdict`."""
+    `mean`, `low`, `high` (of the difference), `p`, `p_holm`, `tokens_ratio` (`against` ÷ `method`),
+    `verdict`."""
     skipped: Mapping[str, str] = field(default_factory=dict[str, str])
     """Method to why it was not run."""
     solutions: Sequence[Solution] = ()

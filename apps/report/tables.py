@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from markupsafe import Markup
 
+from ...graph.significance import LEVEL
 from .drawing import draw_difference, draw_share
 from .wording import (
     DASH,
@@ -139,7 +140,10 @@ def _delta(row: Row) -> Cell:
     mean, low, high = (read_number(delta.get(key)) for key in ("mean", "low", "high"))
     if mean is None:
         return Cell()
+    p = read_number(row.get("p_holm"))
+    # What the corrected test does not show must not look shown, whatever the interval says.
     clear = low is not None and high is not None and (low > 0 or high < 0)
+    clear = clear and (p is None or p < LEVEL)
     under = tell_interval(low, high, signed=True)
     return Cell(
         text=tell_points(mean), value=mean, under=under, look="clear" if clear else "unclear"
@@ -222,7 +226,7 @@ def tabulate_pairs(matched: Sequence[Row]) -> Table:
         Column(title="Matched at", hint="What both may spend per question.", words=True),
         Column(title="Difference", hint="Right answers of the first minus the second, in points, with its 95 % interval; the upright is 0."),
         Column(title="p (Holm)", hint="Chance of such a difference by luck, corrected for the number of comparisons."),
-        Column(title="Tokens ×", hint="Generated tokens of the first ÷ those of the second."),
+        Column(title="Tokens ×", hint="Generated tokens of the second ÷ those of the first."),
         Column(title="Verdict", words=True),
     )  # fmt: skip
     cells = (
@@ -242,7 +246,8 @@ def _pair(row: Row, reach: float) -> Cell:
     if mean is None:
         return Cell()
     picture = draw_difference(mean, low, high, reach)
-    return replace(_delta({"delta": row}), picture=picture)
+    told = {"delta": row, "p_holm": row.get("p_holm")}
+    return replace(_delta(told), picture=picture)
 
 
 def _pair_chance(row: Row) -> Cell:

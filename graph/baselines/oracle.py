@@ -22,7 +22,7 @@ class Oracle(Talk):
     experts: int
 
     name = "oracle"
-    title = "bound: right wherever any expert is"
+    title = "right wherever any expert is"
     source = "an upper bound; it reads the gold answers"
 
     @property

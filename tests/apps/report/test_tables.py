@@ -90,6 +90,17 @@ def test_a_difference_is_faint_unless_its_interval_leaves_zero_out(content: Repo
     assert cells[1].under == "[−20.0, −1.0]"
 
 
+def test_a_difference_that_the_corrected_test_does_not_show_is_faint(
+    content: ReportContent,
+) -> None:
+    rows = [content.rows[0], {**content.rows[1], "p_holm": 0.3}]
+    table = tabulate_methods(rows)
+    at = [column.title for column in table.columns].index("Difference")
+    assert table.lines[1].cells[at].look == "unclear"
+    pair = {**content.matched[0], "p_holm": 0.3}
+    assert [line.look for line in tabulate_pairs([pair]).lines] == ["unclear"]
+
+
 def test_differences_to_several_methods_name_them(content: ReportContent) -> None:
     table = tabulate_methods([content.rows[1], {**content.rows[1], "against": "single"}])
     at = [column.title for column in table.columns].index("Difference")

@@ -89,11 +89,12 @@ class Comparison:
 
     @property
     def main(self) -> Entry | None:
-        """The entry to look at one question after the other: our fixed panel at the first budget."""
+        """The entry to look at one question after the other: our fixed panel at the first budget of several calls."""
         ours = [entry for entry in self.entries if entry.is_ours]
         ours = ours or [entry for entry in self.entries if not entry.is_bound]
         fixed = [entry for entry in ours if entry.method.name == "panel"] or ours
-        best = [entry for entry in fixed if entry.method.calls <= self.budgets[0]]
+        budget = next((calls for calls in self.budgets if calls > 1), self.budgets[0])
+        best = [entry for entry in fixed if entry.method.calls <= budget]
         return (best or fixed)[-1] if fixed else None
 
     @cached_property

@@ -12,7 +12,7 @@ from ...agents.engines import Request
 from ...agents.prompt import fill_prompt
 from ...retrieval import Question
 from ..state import Resources
-from .speech import ask_again, quote
+from .speech import ask_again, ask_first, chooses, quote
 from .talk import Cast, Skills, Talk, cast_strongest, conclude, seat_all
 from .turns import Seat, Turn, answers_of, last_answers
 
@@ -76,12 +76,19 @@ class ReConcile(Talk):
         cast: Sequence[str],
         turns: Sequence[Turn],
     ) -> Request:
-        """The question with a request for a confidence; later with everybody's answers before it."""
-        asking = fill_prompt("talk-confidence")
+        """The question with a request for a confidence; later with everybody's answers before it.
+
+        Whoever scores options is asked for no confidence: its scores hold it.
+        """
+        asking = "" if chooses(context, question, seat) else fill_prompt("talk-confidence")
+        if not turns and not asking:
+            return ask_first(context, question, seat, cast)
         if not turns:
             return ask_again(context, question, seat, cast, round_=0, words=asking)
         table = _lay_out(context, question, last_answers(turns))
-        words = f"{table}\n\n{asking}" if table else asking
+        words = "\n\n".join(filter(None, (table, asking)))
+        if not words:
+            return ask_first(context, question, seat, cast)
         return ask_again(context, question, seat, cast, round_=turns[-1].round + 1, words=words)
 
     def decide(self, question: Question, turns: Sequence[Turn]) -> Verdict:

@@ -11,7 +11,7 @@ from ...agents.engines import Request
 from ...agents.prompt import fill_prompt
 from ...retrieval import Question
 from ..state import Resources
-from .speech import ask_again, ask_first, ask_in_words, plain_words, quote
+from .speech import ask_again, ask_first, ask_in_words, chooses, plain_words, quote
 from .talk import Cast, Skills, Talk, cast_strongest
 from .turns import Seat, Turn, answers_of
 
@@ -83,6 +83,9 @@ class SelfRefine(Talk):
         feedback = clean_draft(turns[-1].text)
         fence = draw_fence(question, [feedback], context.seed)
         told = fill_prompt("talk-refine", fence=fence, feedback=feedback)
+        if chooses(context, question, seat):  # it is shown no history, so the answer comes along
+            shown, draft = quote(question, answers_of([turns[-2]]), context.seed)
+            told = f"{fill_prompt('talk-drafts', fence=shown, drafts=draft)}\n\n{told}"
         history = [(turns[-2].text, told)]
         return ask_again(
             context, question, seat, (*cast, *cast), round_=number, words=told, history=history

@@ -31,6 +31,7 @@ __all__ = [
     "ask_again",
     "ask_first",
     "ask_in_words",
+    "chooses",
     "merge",
     "plain_words",
     "quote",
@@ -104,6 +105,12 @@ def ask_again(
     return replace(request, messages=tuple(messages), sampling=sampling)
 
 
+def chooses(context: Resources, question: Question, seat: Seat) -> bool:
+    """Whether the agent's expert scores the question's options instead of writing."""
+    style = context.style or context.pool.catalog[seat.expert].style
+    return style != "reason" and bool(question.options)
+
+
 def ask_in_words(
     context: Resources, question: Question, seat: Seat, *, round_: int, words: str
 ) -> Request:
@@ -133,9 +140,8 @@ def merge(
 
     A chooser sees the drafts before the bare question. Without any draft the question is asked alone.
     """
-    spec = context.pool.catalog[seat.expert]
     sampling = _sampling(context, seat, cast)
-    if (context.style or spec.style) == "reason" or not question.options:
+    if not chooses(context, question, seat):
         seed = derive_seed(context.seed, "merge", round_, seat.agent)
         request = build_aggregation(question, answers_of(turns), sampling=sampling, seed=seed)
         return replace(request, id=_name(question, seat), question=question)

@@ -47,3 +47,15 @@ async def test_feedback_holds_no_answer_whatever_it_says(table: Any) -> None:
     solution = await table.talk(SelfRefine(iterations=1), lines)
     assert solution.answer == "A"
     assert solution.row["votes"] == {"A": ["a"]}
+
+
+async def test_whoever_scores_options_reads_its_answer_and_the_criticism(table: Any) -> None:
+    lines = {"a": ["A", "Grass is green.", "B"], **OTHERS}
+    solution = await table.talk(SelfRefine(iterations=1), lines, style="score")
+    (_, asked), (role, lead) = table.turns(2)
+    assert "Answer: (A)" in asked
+    assert (
+        asked.index("Answer: (A)") < asked.index("Grass is green.") < asked.index("Which is red?")
+    )
+    assert (role, lead) == ("assistant", "Answer:")
+    assert solution.answer == "B"

@@ -56,7 +56,7 @@ class Answer:
     usage: Usage = field(default_factory=Usage)
     error: str | None = None
     """Why the expert has no reply, in one sentence."""
-    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
     """What the engine tells of how the reply came about (re-mixing), as plain JSON values."""
 
     def to_json(self) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Turn:
     """Probability of the option among all options, where options were scored instead of written."""
     usage: Usage = field(default_factory=Usage)
     error: str | None = None
-    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
     """As `Answer.details`."""
 
     @property

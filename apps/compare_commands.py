@@ -41,8 +41,9 @@ def compare(
         str, typer.Option("--methods", help=f"`all`, or names with commas: {', '.join(METHODS)}.")
     ] = ALL,
     calls: Annotated[
-        str, typer.Option("--calls", help="Calls per question that methods are fitted to.")
-    ] = "3,6",
+        str,
+        typer.Option("--calls", help="Calls per question that methods are fitted to, such as 3,6."),
+    ] = "4",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Times that all is drawn anew.")] = 1,
     profile: ProfileOption = None,
     references: Annotated[

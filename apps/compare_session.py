@@ -36,7 +36,7 @@ class CompareSettings:
     """What is compared; the same words as the command line's options."""
 
     methods: tuple[str, ...] = (ALL,)
-    calls: tuple[int, ...] = (3, 6)
+    calls: tuple[int, ...] = (4,)
     seeds: int = 1
     data: str = ""
     """What a reader calls the questions."""

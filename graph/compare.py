@@ -163,7 +163,7 @@ async def acompare(
     *,
     profile: str | Path,
     methods: Sequence[str] = (ALL,),
-    calls: Sequence[int] = (3, 6),
+    calls: Sequence[int] = (4,),
     seeds: int = 1,
     out: str | Path | None = None,
     remarks: Sequence[str] = (),

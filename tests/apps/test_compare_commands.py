@@ -299,7 +299,7 @@ def test_questions_are_drawn_and_several_files_are_one_set(place: Path) -> None:
     for name in NAMES:
         Path(f"{name}.json").write_text(json.dumps({"*": "Answer: (A)"}))
     common = ["compare", "questions.jsonl", "more.jsonl", "--pool", "pool.yaml", "--json"]
-    common += ["--methods", "majority", "--references", "references.jsonl"]
+    common += ["--methods", "majority", "--calls", "3", "--references", "references.jsonl"]
     drawn = {}
     for limit in ("5", "12"):
         words = [*common, "--limit", limit, "--out", f"out{limit}", "--reference-limit", "9"]

@@ -8,7 +8,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def count_requests(engines: Engines) -> Counter[str]:
 
 
 @pytest.fixture(scope="session")
-def profile_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def profile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("expertmix.graph.extractors.MiniLM", Nowhere)
         folder = tmp_path_factory.mktemp("profile")
@@ -109,7 +109,7 @@ def profile_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 await ProfileFolder(folder).build(pool, REFERENCES)
 
         asyncio.run(build())
-        yield folder
+    return folder
 
 
 async def run(

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from .errors import InputError
 
-__all__ = ["HubName", "is_hub_name", "normalise_row", "read_hub_rows", "read_raw_hub_rows"]
+__all__ = ["IDS", "HubName", "is_hub_name", "normalise_row", "read_hub_rows", "read_raw_hub_rows"]
 
 PREFIX = "hf:"
 TEXTS = ("text", "question", "problem", "prompt", "query", "question_text", "input")

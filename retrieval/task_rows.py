@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from .errors import InputError
+from .hub_questions import IDS
 from .tasks import Layout, Task
 
 __all__ = ["hash_content", "read_task_row"]
 
 LETTERS = string.ascii_uppercase
 OUR_COLUMNS = "question, options and gold (or gold_index)"
-IDS = ("id", "question_id", "qid", "uid")
 GOLD_CHARS = 30  # a longer answer is a solution whose `####` is missing
 
 Row = Mapping[str, Any]

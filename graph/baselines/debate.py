@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+from ...agents.drafts import quote_drafts
 from ...agents.engines import Request
 from ...agents.prompt import fill_prompt
 from ...retrieval import Question
 from ..state import Resources
-from .speech import ask_again, ask_first, quote
+from .speech import ask_again, ask_first
 from .talk import Cast, Skills, Talk, cast_strongest, seat_all
 from .turns import Seat, Turn, answers_of
 
@@ -99,7 +100,7 @@ def _tell(
 ) -> str:
     """What an agent is told of the others' answers of a round."""
     others = [turn for turn in turns if turn.round == round_ and turn.agent != agent]
-    fence, quoted = quote(question, answers_of(others), context.seed)
+    fence, quoted = quote_drafts(question, answers_of(others), context.seed)
     if not quoted:
         return fill_prompt("talk-alone")
     return fill_prompt("talk-debate", fence=fence, drafts=quoted)

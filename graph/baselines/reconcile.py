@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from ...agents import Verdict, strip_thinking
+from ...agents.drafts import quote_drafts
 from ...agents.engines import Request
 from ...agents.prompt import fill_prompt
 from ...retrieval import Question
 from ..state import Resources
-from .speech import ask_again, ask_first, chooses, quote
+from .speech import ask_again, ask_first, chooses
 from .talk import Cast, Skills, Talk, cast_strongest, conclude, seat_all
 from .turns import Seat, Turn, answers_of, last_answers
 
@@ -141,7 +142,7 @@ def _lay_out(context: Resources, question: Question, turns: Sequence[Turn]) -> s
     groups: list[str] = []
     for answer, who in voted.votes.items():
         members = [turn for turn in turns if turn.expert in who]
-        fence, quoted = quote(question, answers_of(members), context.seed)
+        fence, quoted = quote_drafts(question, answers_of(members), context.seed)
         stated = [read_confidence(turn) for turn in members]
         told = ", ".join(
             "not stated" if s is None else f"{s:.2f}" for s in sorted(stated, key=_order)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from ...agents.drafts import clean_draft, draw_fence
+from ...agents.drafts import clean_draft, draw_fence, quote_drafts
 from ...agents.engines import Request
 from ...agents.prompt import fill_prompt
 from ...retrieval import Question
 from ..state import Resources
-from .speech import ask_again, ask_first, ask_in_words, chooses, plain_words, quote
+from .speech import ask_again, ask_first, ask_in_words, chooses, plain_words
 from .talk import Cast, Skills, Talk, cast_strongest
 from .turns import Seat, Turn, answers_of
 
@@ -75,7 +75,7 @@ class SelfRefine(Talk):
             return ask_first(context, question, seat, cast)
         number = turns[-1].round + 1
         if seat.kind == "feedback":
-            fence, draft = quote(question, answers_of([turns[-1]]), context.seed)
+            fence, draft = quote_drafts(question, answers_of([turns[-1]]), context.seed)
             words = fill_prompt(
                 "talk-feedback", question=plain_words(question), fence=fence, draft=draft
             )
@@ -84,7 +84,7 @@ class SelfRefine(Talk):
         fence = draw_fence(question, [feedback], context.seed)
         told = fill_prompt("talk-refine", fence=fence, feedback=feedback)
         if chooses(context, question, seat):  # it is shown no history, so the answer comes along
-            shown, draft = quote(question, answers_of([turns[-2]]), context.seed)
+            shown, draft = quote_drafts(question, answers_of([turns[-2]]), context.seed)
             told = f"{fill_prompt('talk-drafts', fence=shown, drafts=draft)}\n\n{told}"
         history = [(turns[-2].text, told)]
         return ask_again(

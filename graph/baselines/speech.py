@@ -8,7 +8,7 @@ their own. What other models said is quoted data, as for an aggregator (`agents/
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ...agents import (
@@ -34,7 +34,6 @@ __all__ = [
     "chooses",
     "merge",
     "plain_words",
-    "quote",
     "read_turn",
 ]
 
@@ -145,16 +144,11 @@ def merge(
         seed = derive_seed(context.seed, "merge", round_, seat.agent)
         request = build_aggregation(question, answers_of(turns), sampling=sampling, seed=seed)
         return replace(request, id=_name(question, seat), question=question)
-    fence, quoted = quote(question, answers_of(turns), context.seed)
+    fence, quoted = quote_drafts(question, answers_of(turns), context.seed)
     if not quoted:
         return ask_first(context, question, seat, cast)
     words = fill_prompt("talk-drafts", fence=fence, drafts=quoted)
     return ask_again(context, question, seat, cast, round_=round_, words=words)
-
-
-def quote(question: Question, answers: Iterable[Answer], seed: int) -> tuple[str, str]:
-    """A fence that no draft can close, and the drafts between such fences; empty without any."""
-    return quote_drafts(question, answers, seed)
 
 
 def read_turn(reply: Reply, question: Question, seat: Seat, round_: int) -> Turn:

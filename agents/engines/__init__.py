@@ -15,6 +15,7 @@ from .base import (
     Sleeper,
     Swapper,
     TokenLogprob,
+    ToolCall,
     Usage,
 )
 
@@ -33,5 +34,6 @@ __all__ = [
     "Sleeper",
     "Swapper",
     "TokenLogprob",
+    "ToolCall",
     "Usage",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
+from typing import Any, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from ...retrieval import Question
 
@@ -27,6 +27,7 @@ __all__ = [
     "Sleeper",
     "Swapper",
     "TokenLogprob",
+    "ToolCall",
     "Usage",
 ]
 
@@ -41,11 +42,25 @@ FailureKind = Literal[
 ]
 
 
+class ToolCall(TypedDict):
+    """A tool that a model wants to have called."""
+
+    id: str
+    """Unique within a conversation; the turn with the result names it."""
+    name: str
+    arguments: str
+    """JSON as the model wrote it. Untrusted: it may be no JSON, or not what the tool takes."""
+
+
 class Message(TypedDict):
     """One turn of a chat. A final `assistant` turn is continued, not answered."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: NotRequired[list[ToolCall]]
+    """Of an assistant's turn."""
+    tool_call_id: NotRequired[str]
+    """Of a tool's turn: the call of which `content` is the result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +93,11 @@ class Request:
     """Name of a LoRA adapter that the engine was built with; None is the base model."""
     options: tuple[str, ...] = ()
     """If given, nothing is generated: each option is scored as the continuation of `messages`."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Functions that the model may ask to have called: `{"name", "description", "parameters"}`, the last a
+    JSON Schema. Nothing is called here."""
+    tool_choice: str = "auto"
+    """`auto`, `none`, `required` (at least one tool), or the name of the tool that must be called."""
     question_id: str | None = None
     """The question this is about. Recordings are looked up by it; live engines ignore it."""
     question: Question | None = None
@@ -135,6 +155,10 @@ class Reply:
 
     request_id: str
     text: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What the model wants to have called, for a request with tools."""
+    reasoning: str = ""
+    """What the model thought before it answered, where the engine receives it apart from `text`."""
     finish: Literal["stop", "length", "error"] = "stop"
     usage: Usage = field(default_factory=Usage)
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -152,9 +176,13 @@ class Reply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """A piece of a streamed answer. The last one has the whole `reply` and usually no text."""
+    """A piece of a streamed answer. The last one has the whole `reply` and usually no text.
+
+    Tool calls are not streamed: the last chunk's reply has them.
+    """
 
     text: str = ""
+    reasoning: str = ""
     reply: Reply | None = None
 
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+from langgraph.cache.base import BaseCache
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
+from langgraph.runtime import Runtime
+from langgraph.types import RetryPolicy, TimeoutPolicy
 
+from .approval import approve_plan
+from .asking import RETRY
+from .caching import CACHING, WithoutFailures
 from .nodes import (
     aggregate,
     ask_recruits,
@@ -20,26 +29,68 @@ from .state import ExpertBatch, PanelInput, PanelOutput, PanelState, Resources
 
 __all__ = ["build_graph", "create_graph"]
 
+T = TypeVar("T", bound=Callable[..., Any])
 
-def build_graph() -> StateGraph[PanelState, Resources, PanelInput, PanelOutput]:
-    """The panel as a graph that can still be changed, before `compile`."""
-    graph = StateGraph(PanelState, Resources, input_schema=PanelInput, output_schema=PanelOutput)
-    graph.add_node("extract_skills", extract_skills)
+
+def build_graph(
+    resources: Resources | None = None,
+    *,
+    approval: bool = False,
+    cached: bool = False,
+    retry: RetryPolicy | None = RETRY,
+    timeout: float | TimeoutPolicy | None = None,
+) -> StateGraph[PanelState, Resources, PanelInput, PanelOutput]:
+    """The panel as a graph that can still be changed, before `compile`.
+
+    Args:
+        resources: What the nodes work with. None takes it from the run's `context`; given here, the graph
+            needs no context and fits into any other, whatever context that one has.
+        approval: Show the plan of the first round to a person and wait; needs a checkpointer.
+        cached: Give every batch of an expert a cache key of its own, and keep its answers under it.
+        retry: When an expert of which nothing came is asked again; see `RetryableExpertError`.
+        timeout: Of one attempt to ask an expert. What it had answered by then is lost with it, unless the
+            pool has an answer store: `Resources.expert_seconds` keeps it. Loading, tokens and replies are
+            heartbeats.
+    """
+    bind = functools.partial(_bind, resources)
+    context = Resources if resources is None else None
+    graph = StateGraph(PanelState, context, input_schema=PanelInput, output_schema=PanelOutput)
+    graph.add_node("extract_skills", bind(extract_skills), metadata={"stage": "skills"})
     # Deferred: a further round begins when every expert of the last one has answered.
-    graph.add_node("recruit", recruit_experts, defer=True)
-    # LangGraph finds the error parameter by its type, which its own annotation does not foresee.
-    graph.add_node("reason", reason, input_schema=ExpertBatch, error_handler=keep_failure)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    graph.add_node("aggregate", aggregate, defer=True)
+    graph.add_node("recruit", bind(recruit_experts), defer=True, metadata={"stage": "recruit"})
+    graph.add_node(
+        "reason",
+        bind(reason),
+        input_schema=ExpertBatch,
+        metadata={"stage": "reason"},
+        retry_policy=retry,
+        timeout=timeout,
+        cache_policy=CACHING if cached else None,
+        # LangGraph finds the error parameter by its type, which its own annotation does not foresee.
+        error_handler=bind(keep_failure),  # pyright: ignore[reportArgumentType]
+    )
+    graph.add_node("aggregate", bind(aggregate), defer=True, metadata={"stage": "aggregate"})
+    last = "recruit"
+    if approval:
+        graph.add_node("approve", bind(approve_plan), metadata={"stage": "approve"})
+        graph.add_edge("recruit", "approve")
+        last = "approve"
 
     graph.add_edge(START, "extract_skills")
     graph.add_edge("extract_skills", "recruit")
-    graph.add_conditional_edges("recruit", ask_recruits, ["reason", "aggregate"])
-    graph.add_conditional_edges("reason", go_on, ["recruit", "aggregate"])
+    graph.add_conditional_edges(last, bind(ask_recruits, cached=cached), ["reason", "aggregate"])
+    graph.add_conditional_edges("reason", bind(go_on), ["recruit", "aggregate"])
     graph.add_edge("aggregate", END)
     return graph
 
 
 def create_graph(
+    resources: Resources | None = None,
+    *,
+    approval: bool = False,
+    retry: RetryPolicy | None = RETRY,
+    timeout: float | TimeoutPolicy | None = None,
+    cache: BaseCache[Sequence[tuple[str, Any]]] | None = None,
     **settings: Any,
 ) -> CompiledStateGraph[PanelState, Resources, PanelInput, PanelOutput]:
     """The compiled panel. `settings` go to `StateGraph.compile`; no checkpointer is built in.
@@ -47,9 +98,20 @@ def create_graph(
     In a notebook it shows itself as a Mermaid diagram that JupyterLab draws; LangGraph's own display would
     send the graph to a remote service.
 
+    Args:
+        resources: See `build_graph`.
+        approval: See `build_graph`.
+        retry: See `build_graph`.
+        timeout: See `build_graph`.
+        cache: Where experts' answers are kept under a key of our own; failures are not.
+        settings: `checkpointer`, `store`, `interrupt_before`, `name`, …
+
     Run it with `await graph.ainvoke({"questions": {...}}, context=Resources(pool=...))`.
     """
-    compiled = build_graph().compile(**settings)
+    cached = cache is not None
+    graph = build_graph(resources, approval=approval, cached=cached, retry=retry, timeout=timeout)
+    kept = None if cache is None else WithoutFailures(cache)
+    compiled = graph.compile(cache=kept, **settings)
     compiled.__class__ = _LocallyDrawn
     return compiled
 
@@ -60,3 +122,29 @@ class _LocallyDrawn(CompiledStateGraph[PanelState, Resources, PanelInput, PanelO
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         drawn = self.get_graph().draw_mermaid()
         return {"text/plain": drawn, "text/markdown": f"```mermaid\n{drawn}\n```"}
+
+
+def _bind(resources: Resources | None, step: T, **more: Any) -> T:
+    """A step of the graph that works with these resources instead of the run's context.
+
+    LangGraph reads from a step's signature what it wants; the bound step keeps it.
+    """
+    if resources is None and not more:
+        return step
+
+    def prepare(runtime: Runtime[Resources]) -> Runtime[Resources]:
+        return runtime if resources is None else runtime.override(context=resources)
+
+    if inspect.iscoroutinefunction(step):
+
+        @functools.wraps(step)
+        async def bound(state: Any, *rest: Any, runtime: Runtime[Resources]) -> Any:
+            return await step(state, *rest, runtime=prepare(runtime), **more)
+
+    else:
+
+        @functools.wraps(step)
+        def bound(state: Any, *rest: Any, runtime: Runtime[Resources]) -> Any:
+            return step(state, *rest, runtime=prepare(runtime), **more)
+
+    return bound  # pyright: ignore[reportReturnType]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any, Literal
 
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
 from langgraph.types import Command, Send
 
-from ..agents import Answer, abstain, build_requests, read_reply
-from ..retrieval import Question
+from ..agents import abstain
+from .asking import ask_batch, fail_batch
+from .caching import find_key
+from .events import GraphEvent
 from .panels import (
     announce,
     decide_by_model,
@@ -56,6 +59,8 @@ async def extract_skills(state: Asked, runtime: Runtime[Resources]) -> Started:
         "skills": skills,
         "recruits": {},
         "round": 0,
+        "barred": [],
+        "refusal": "",
         "answers": {FORGET: {}},
     }
 
@@ -69,42 +74,45 @@ async def recruit_experts(state: PanelState, runtime: Runtime[Resources]) -> Rec
     context = runtime.context
     if state["round"] and context.adaptive is None:
         recruits = await asyncio.to_thread(replace_failed, context, state)
-        return {"recruits": recruits, "round": state["round"] + 1}
-    questions = read_questions_of(state)
-    if state["round"] and context.adaptive is not None and context.expertise is not None:
-        recruits = await asyncio.to_thread(
-            extend_panels, context, state, questions, read_answers_of(state)
-        )
-        return {"recruits": recruits, "round": state["round"] + 1}
-    chosen = await asyncio.to_thread(recruit_first, context, questions, state["skills"])
-    recruits = {qid: [r.to_json() for r in recruits] for qid, recruits in chosen.items()}
-    return {"recruits": recruits, "round": 1}
+    elif state["round"] and context.expertise is not None:
+        questions, answers = read_questions_of(state), read_answers_of(state)
+        recruits = await asyncio.to_thread(extend_panels, context, state, questions, answers)
+    else:
+        questions = read_questions_of(state)
+        chosen = await asyncio.to_thread(recruit_first, context, questions, state["skills"])
+        recruits = {qid: [r.to_json() for r in recruits] for qid, recruits in chosen.items()}
+    return {"recruits": recruits, "round": state["round"] + 1}
 
 
 async def ask_recruits(
-    state: PanelState, runtime: Runtime[Resources]
+    state: PanelState, runtime: Runtime[Resources], *, cached: bool = False
 ) -> list[Send] | Literal["aggregate"]:
     """One `Send` per expert with all of its questions: this is what loads each model once.
 
     Experts go in the plan's order, so that those who share weights stand together and the
     aggregator's weights come last. Who has been asked is not asked again; with nobody left to ask the
     panel ends in `aggregate`.
+
+    Args:
+        state: With the recruits.
+        runtime: The graph's.
+        cached: Whether batches need a key for a cache.
     """
     context = runtime.context
-    batches: dict[str, ExpertBatch] = {}
-    given = state.get("answers", {})
-    for qid, recruits in state["recruits"].items():
-        for chosen in recruits:
-            expert = chosen["expert"]
-            if f"{qid}#0" in given.get(expert, {}):
-                continue
-            batch = batches.setdefault(expert, ExpertBatch(expert=expert, questions=[], draws={}))
-            batch["questions"].append(state["questions"][qid])
-            if chosen.get("draws", 1) > 1:
-                batch["draws"][qid] = chosen["draws"]
+    batches = _gather_batches(state)
     if not batches:
         return "aggregate"
     order = await asyncio.to_thread(announce, context, batches)
+    if cached:
+        for batch in batches.values():
+            batch["key"] = await asyncio.to_thread(find_key, context, batch)
+    told: GraphEvent = {
+        "event": "experts_recruited",
+        "round": state["round"],
+        "questions": len(state["questions"]),
+        "calls": {alias: len(batches[alias]["questions"]) for alias in order},
+    }
+    runtime.stream_writer(told)
     return [Send("reason", batches[alias]) for alias in order]
 
 
@@ -117,49 +125,24 @@ def go_on(state: ExpertBatch, runtime: Runtime[Resources]) -> str:
 async def reason(state: ExpertBatch, runtime: Runtime[Resources]) -> Answered:
     """One expert answers everything it was recruited for.
 
-    Who streams the graph with `stream_mode="custom"` is told when it begins and when it has finished.
+    Who streams the graph with `stream_mode="custom"` is told what happens meanwhile, see `GraphEvent`.
+
+    Raises:
+        RetryableExpertError: nothing came, and asking again may help.
     """
-    context = runtime.context
-    expert = state["expert"]
-    number = len(state["questions"])
-    runtime.stream_writer({"event": "expert_started", "expert": expert, "questions": number})
-    spec = context.pool.catalog[expert]
-    questions = [Question.restore(row) for row in state["questions"]]
-    draws = state["draws"]
-    requests = [
-        request
-        for times in sorted({1, *draws.values()})
-        for request in build_requests(
-            [question for question in questions if draws.get(question.id, 1) == times],
-            sampling=spec.sampling.to_sampling(),
-            style=context.style or spec.style,
-            samples=context.samples * times,
-            seed=context.seed,
-        )
-    ]
-    replies = await context.pool.generate(expert, requests, stage="reason")
-    by_id = {question.id: question for question in questions}
-    answers = (
-        read_reply(reply, by_id[request.question_id or ""], expert)
-        for request, reply in zip(requests, replies, strict=True)
-    )
-    rows = {f"{a.question_id}#{a.sample}": a.to_json() for a in answers}
-    failed = sum(reply.failure is not None for reply in replies)
-    runtime.stream_writer(
-        {"event": "expert_finished", "expert": expert, "answers": len(rows), "failed": failed}
-    )
-    return {"answers": {expert: rows}}
+    return {"answers": {state["expert"]: await ask_batch(state, runtime)}}
 
 
 def keep_failure(state: ExpertBatch, error: NodeError, runtime: Runtime[Resources]) -> Command[str]:
     """Turn an expert's crash into failed answers, and go on: the aggregator always runs."""
-    sentence = f"{type(error.error).__name__}: {error.error}"
-    failed = {
-        f"{row['id']}#0": Answer(
-            question_id=row["id"], expert=state["expert"], error=sentence
-        ).to_json()
-        for row in state["questions"]
+    failed = fail_batch(state, error.error)
+    told: GraphEvent = {
+        "event": "expert_failed",
+        "expert": state["expert"],
+        "questions": len(state["questions"]),
+        "message": str(error.error),
     }
+    runtime.stream_writer(told)
     return Command(update={"answers": {state["expert"]: failed}}, goto=go_on(state, runtime))
 
 
@@ -169,10 +152,36 @@ async def aggregate(state: PanelState, runtime: Runtime[Resources]) -> dict[str,
     questions = read_questions_of(state)
     answers = read_answers_of(state)
     verdicts = await asyncio.to_thread(merge_answers_of, context, state, questions, answers)
-    await decide_by_model(context, state, questions, answers, verdicts)
+    await decide_by_model(context, state, questions, answers, verdicts, runtime.stream_writer)
+    refusal = state.get("refusal", "")
+    if refusal:
+        verdicts = {qid: replace(verdict, note=refusal) for qid, verdict in verdicts.items()}
+    told: GraphEvent = {
+        "event": "questions_merged",
+        "questions": len(questions),
+        "answered": sum(verdict.answer is not None for verdict in verdicts.values()),
+        "disputed": sum(len(verdict.votes) > 1 for verdict in verdicts.values()),
+    }
+    runtime.stream_writer(told)
     return {
         "verdicts": {
             qid: abstain(verdict, context.abstain_below).to_json()
             for qid, verdict in verdicts.items()
         }
     }
+
+
+def _gather_batches(state: PanelState) -> dict[str, ExpertBatch]:
+    """What each expert owes, by alias."""
+    batches: dict[str, ExpertBatch] = {}
+    given = state.get("answers", {})
+    for qid, recruits in state["recruits"].items():
+        for chosen in recruits:
+            expert = chosen["expert"]
+            if f"{qid}#0" in given.get(expert, {}):
+                continue
+            batch = batches.setdefault(expert, ExpertBatch(expert=expert, questions=[], draws={}))
+            batch["questions"].append(state["questions"][qid])
+            if chosen.get("draws", 1) > 1:
+                batch["draws"][qid] = chosen["draws"]
+    return batches

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..agents import (
@@ -24,6 +24,7 @@ from ..agents import (
 )
 from ..agents.engines import Failure, Reply, Usage
 from ..retrieval import Question
+from .events import GraphEvent
 from .state import ExpertBatch, Json, PanelState, Resources
 
 __all__ = [
@@ -110,7 +111,7 @@ def extend_panels(
         round_=state["round"] - 1,
         cost=context.cost,
         spent_E=table.tokens_E if context.cost.unit == "tokens" else table.seconds_E,
-        broken=broken,
+        broken=broken | set(state.get("barred", ())),
     )
     expected_QE = beliefs.expect([state["skills"].get(q.id, {}) for q in questions])
     for call in further:
@@ -147,6 +148,7 @@ async def decide_by_model(
     questions: Sequence[Question],
     answers: Mapping[str, Sequence[Answer]],
     verdicts: dict[str, Verdict],
+    tell: Callable[[GraphEvent], None],
 ) -> None:
     """Replace the verdicts of disputed questions by those of the model that merges drafts."""
     disputed: dict[str, list[Question]] = {}
@@ -165,12 +167,15 @@ async def decide_by_model(
             )
             for question in disputed[alias]
         ]
+        tell({"event": "aggregator_started", "expert": alias, "questions": len(requests)})
         try:
             replies = await context.pool.generate(alias, requests, stage="aggregate")
         except Exception as error:
             # Whatever went wrong there, the panel's votes stand and say what is missing.
             failure = Failure(kind="engine", message=f"{type(error).__name__}: {error}")
             replies = [Reply.failed(request, failure) for request in requests]
+        failed = sum(reply.failure is not None for reply in replies)
+        tell({"event": "aggregator_finished", "expert": alias, "failed": failed})
         for question, reply in zip(disputed[alias], replies, strict=True):
             verdict = verdicts[question.id]
             verdicts[question.id] = read_aggregation(reply, question, verdict, alias)

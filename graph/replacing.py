@@ -8,7 +8,7 @@ from ..agents import Policy, Recruit, recruit
 from ..retrieval import Question
 from .state import Json, PanelState, Resources
 
-__all__ = ["MOST_ROUNDS", "replace_failed"]
+__all__ = ["MOST_ROUNDS", "rank_experts", "replace_failed"]
 
 MOST_ROUNDS = 3
 """Rounds of one batch, the first included: each may load further models."""
@@ -43,11 +43,12 @@ def replace_failed(context: Resources, state: PanelState) -> dict[str, list[Json
         for expert, rows in answers.items()
         if all(row["error"] is not None for row in rows.values())
     }
-    ranked = _rank_experts(context, state, owing)
+    barred = set(state.get("barred", ()))
+    ranked = rank_experts(context, state, owing)
     changed = dict(recruits)
     for question in owing:
         given = recruits[question.id]
-        taken = {row["expert"] for row in given} | broken
+        taken = {row["expert"] for row in given} | broken | barred
         spare = [r for r in ranked[question.id] if r.expert not in taken]
         lost = sorted({row["expert"] for row in given} & failed[question.id])
         changed[question.id] = [
@@ -82,7 +83,7 @@ def _count_owed(
     return wanted - sum(row["expert"] not in failed[qid] for row in recruits[qid])
 
 
-def _rank_experts(
+def rank_experts(
     context: Resources, state: PanelState, questions: Sequence[Question]
 ) -> dict[str, list[Recruit]]:
     """Everybody, the most promising first, by the policy that recruited."""

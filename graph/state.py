@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -28,6 +28,7 @@ __all__ = [
     "FORGET",
     "Answered",
     "Asked",
+    "Decided",
     "ExpertBatch",
     "PanelInput",
     "PanelOutput",
@@ -78,7 +79,16 @@ class Recruited(TypedDict):
     round: int
 
 
-class Started(Asked, Skilled, Recruited):
+class Decided(TypedDict):
+    """What a person said of the plan, where one was asked."""
+
+    barred: list[str]
+    """Experts that are not to be asked."""
+    refusal: str
+    """Why nobody is to be asked; empty if the plan was approved."""
+
+
+class Started(Asked, Skilled, Recruited, Decided):
     """Questions, checked and complete; their skills; no recruits and no answers yet."""
 
     answers: Annotated[dict[str, Json], merge_answers]
@@ -97,6 +107,8 @@ class ExpertBatch(TypedDict):
     questions: list[Json]
     draws: dict[str, int]
     """Question id to the number of times that the expert was drawn for it, where that is not once."""
+    key: NotRequired[str]
+    """What the answers depend on, for a graph with a cache."""
 
 
 class PanelInput(Asked):
@@ -112,7 +124,7 @@ class PanelOutput(TypedDict):
     verdicts: dict[str, Json]
 
 
-class PanelState(Asked, Skilled, Recruited, Answered):
+class PanelState(Asked, Skilled, Recruited, Decided, Answered):
     """Everything."""
 
     verdicts: dict[str, Json]
@@ -134,6 +146,9 @@ class Resources:
     """Ask more experts only about questions that are still undecided; needs `expertise`."""
     samples: int = 1
     """Answers per expert and question."""
+    expert_seconds: float | None = None
+    """Seconds that one expert may take for all that it is asked in a round, loading included. What has not
+    come by then counts as failed; what has come stays."""
     policy: Policy = "skill"
     substitute: bool = True
     """Whether an expert that failed is replaced by the next best for the questions that it owes."""

@@ -283,6 +283,14 @@ class Pool:
         plan = make_plan(self.catalog, dict.fromkeys(aliases, 1), last=last)
         return [alias for planned in plan.groups for alias in planned.calls]
 
+    def weights_of(self, alias: str) -> str:
+        """What events call the model that an expert runs on; experts may share one.
+
+        Raises:
+            InputError: there is no such expert.
+        """
+        return self._groups[self.catalog[alias].alias].name
+
     def identity(self, alias: str) -> str:
         """What the expert's answers depend on besides the request: revisions, dtype, persona.
 

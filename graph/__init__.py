@@ -1,7 +1,11 @@
 """How the work flows: one state graph on a batch of questions, and its plain-Python face."""
 
 from .aggregating import rank_aggregators
+from .approval import PlanDecision
+from .asking import ExpertFailed, RetryableExpertError
 from .build import build_graph, create_graph
+from .draining import drain_on_signal
+from .events import GraphEvent, describe_events
 from .extractors import choose_extractor, tell_reference_skills
 from .panels import recruit_first
 from .profiling import ProfileFolder
@@ -12,12 +16,16 @@ from .solve import as_questions, asolve, run_batch, solve, solve_many
 from .state import PanelInput, PanelOutput, PanelState, Resources
 
 __all__ = [
+    "ExpertFailed",
+    "GraphEvent",
     "PanelInput",
     "PanelOutput",
     "PanelState",
+    "PlanDecision",
     "ProfileFolder",
     "Resources",
     "Result",
+    "RetryableExpertError",
     "RunFolder",
     "Score",
     "Solution",
@@ -26,6 +34,8 @@ __all__ = [
     "build_graph",
     "choose_extractor",
     "create_graph",
+    "describe_events",
+    "drain_on_signal",
     "make_resources",
     "rank_aggregators",
     "recruit_first",

@@ -138,13 +138,13 @@ def _bind(resources: Resources | None, step: T, **more: Any) -> T:
     if inspect.iscoroutinefunction(step):
 
         @functools.wraps(step)
-        async def bound(state: Any, *rest: Any, runtime: Runtime[Resources]) -> Any:
-            return await step(state, *rest, runtime=prepare(runtime), **more)
+        async def bound(*given: Any, runtime: Runtime[Resources], **named: Any) -> Any:
+            return await step(*given, **named, runtime=prepare(runtime), **more)
 
     else:
 
         @functools.wraps(step)
-        def bound(state: Any, *rest: Any, runtime: Runtime[Resources]) -> Any:
-            return step(state, *rest, runtime=prepare(runtime), **more)
+        def bound(*given: Any, runtime: Runtime[Resources], **named: Any) -> Any:
+            return step(*given, **named, runtime=prepare(runtime), **more)
 
     return bound  # pyright: ignore[reportReturnType]

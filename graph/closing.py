@@ -25,6 +25,7 @@ from .result import Solution
 from .state import Resources
 
 __all__ = [
+    "NO_SPEAKER",
     "Closing",
     "build_closing",
     "can_close",
@@ -34,6 +35,11 @@ __all__ = [
     "find_asked",
 ]
 
+NO_SPEAKER = (
+    "tools need an aggregator: experts never see a caller's tools, and this panel has nobody else to speak; "
+    "name one with `aggregator` in the pool file or in the panel's settings"
+)
+"""Why a panel refuses tools, and what to do."""
 STAGE = "close"
 """What the ledger counts these calls under."""
 
@@ -69,10 +75,7 @@ def choose_speaker(resources: Resources, skills: Mapping[str, float]) -> str:
         return resources.aggregator
     if resources.aggregators is not None:
         return resources.aggregators.choose(skills)
-    raise InputError(
-        "tools need an aggregator: experts never see a caller's tools, and this panel has nobody else to "
-        "speak; name one with `aggregator` in the pool file or in the panel's settings"
-    )
+    raise InputError(NO_SPEAKER)
 
 
 async def close_with_tools(

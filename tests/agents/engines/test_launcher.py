@@ -123,13 +123,14 @@ async def test_when_the_zygote_dies_so_do_its_processes(launcher: Launcher) -> N
 async def test_a_later_launch_starts_a_new_zygote_and_closing_ends_every_process(
     launcher: Launcher,
 ) -> None:
+    others = set(psutil.Process().children())
     launched = [await launcher.launch("a"), await launcher.launch("b")]
     await launcher.close()
     await launcher.close()
 
     assert [await exit_code(one) for one in launched] == [None, None]
     assert not any(psutil.pid_exists(one.pid) for one in launched)
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= others
     for one in launched:
         one.release()
 
@@ -137,6 +138,7 @@ async def test_a_later_launch_starts_a_new_zygote_and_closing_ends_every_process
 async def test_a_vllm_that_cannot_be_imported_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    others = set(psutil.Process().children())
     path = broken(tmp_path, "vllm", "raise ImportError('libcudart.so.13: cannot open')")
     monkeypatch.setenv("PYTHONPATH", path)
     launcher = Launcher(logs=tmp_path / "logs")
@@ -146,7 +148,7 @@ async def test_a_vllm_that_cannot_be_imported_is_one_sentence(
 
     assert "\n" not in str(caught.value)
     assert "expertmix doctor" in str(caught.value)
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= others
     assert list((tmp_path / "logs").iterdir())
 
 

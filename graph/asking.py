@@ -140,8 +140,9 @@ async def _generate(
         def keep(reply: Reply) -> None:
             came[reply.request_id] = reply
 
+        limit = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(seconds) as limit:
+            async with limit:
                 return await pool.generate(expert, requests, stage="reason", on_reply=keep)
         except TimeoutError:
             if not limit.expired():

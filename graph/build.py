@@ -58,7 +58,8 @@ def build_graph(
     graph.add_node("extract_skills", bind(extract_skills), metadata={"stage": "skills"})
     # Deferred: a further round begins when every expert of the last one has answered.
     graph.add_node("recruit", bind(recruit_experts), defer=True, metadata={"stage": "recruit"})
-    graph.add_node(
+    # LangGraph finds the error parameter by its type, which its own annotation does not foresee.
+    graph.add_node(  # pyright: ignore[reportCallIssue]
         "reason",
         bind(reason),
         input_schema=ExpertBatch,
@@ -66,7 +67,6 @@ def build_graph(
         retry_policy=retry,
         timeout=timeout,
         cache_policy=CACHING if cached else None,
-        # LangGraph finds the error parameter by its type, which its own annotation does not foresee.
         error_handler=bind(keep_failure),  # pyright: ignore[reportArgumentType]
     )
     graph.add_node("aggregate", bind(aggregate), defer=True, metadata={"stage": "aggregate"})
@@ -135,16 +135,12 @@ def _bind(resources: Resources | None, step: T, **more: Any) -> T:
     def prepare(runtime: Runtime[Resources]) -> Runtime[Resources]:
         return runtime if resources is None else runtime.override(context=resources)
 
-    if inspect.iscoroutinefunction(step):
+    @functools.wraps(step)
+    async def bound_async(*given: Any, runtime: Runtime[Resources], **named: Any) -> Any:
+        return await step(*given, **named, runtime=prepare(runtime), **more)
 
-        @functools.wraps(step)
-        async def bound(*given: Any, runtime: Runtime[Resources], **named: Any) -> Any:
-            return await step(*given, **named, runtime=prepare(runtime), **more)
+    @functools.wraps(step)
+    def bound(*given: Any, runtime: Runtime[Resources], **named: Any) -> Any:
+        return step(*given, **named, runtime=prepare(runtime), **more)
 
-    else:
-
-        @functools.wraps(step)
-        def bound(*given: Any, runtime: Runtime[Resources], **named: Any) -> Any:
-            return step(*given, **named, runtime=prepare(runtime), **more)
-
-    return bound  # pyright: ignore[reportReturnType]
+    return bound_async if inspect.iscoroutinefunction(step) else bound  # pyright: ignore[reportReturnType]

@@ -27,11 +27,11 @@ from .state import (
     FORGET,
     Answered,
     Asked,
+    Begun,
     ExpertBatch,
     PanelState,
     Recruited,
     Resources,
-    Started,
     check_questions,
     read_questions_of,
 )
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 
-async def extract_skills(state: Asked, runtime: Runtime[Resources]) -> Started:
+async def extract_skills(state: Asked, runtime: Runtime[Resources]) -> Begun:
     """Work out which skills each question needs."""
     extractor = runtime.context.extractor
     questions = check_questions(state)

@@ -28,6 +28,7 @@ __all__ = [
     "FORGET",
     "Answered",
     "Asked",
+    "Begun",
     "Decided",
     "ExpertBatch",
     "PanelInput",
@@ -88,10 +89,14 @@ class Decided(TypedDict):
     """Why nobody is to be asked; empty if the plan was approved."""
 
 
-class Started(Asked, Skilled, Recruited, Decided):
+class Started(Asked, Skilled, Recruited):
     """Questions, checked and complete; their skills; no recruits and no answers yet."""
 
     answers: Annotated[dict[str, Json], merge_answers]
+
+
+class Begun(Started, Decided):
+    """That, and nothing decided yet."""
 
 
 class Answered(TypedDict):

@@ -95,7 +95,7 @@ class Launcher:
         async with self._lock:
             if self._ready is None:
                 await self.close()  # whatever a zygote that died has left
-                self._spawn()
+                await self._spawn()
         ready = self._ready
         assert ready is not None
         report = await asyncio.shield(ready)
@@ -104,26 +104,31 @@ class Launcher:
         await self.close()
         raise EngineError(Failure(kind="load", message=_import_failure(report["message"])))
 
-    def _spawn(self) -> None:
+    async def _spawn(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._log = self._open_log("zygote")
-        module = f"{__package__}.zygote"
         with theirs:
-            self._process = subprocess.Popen(
-                # -P: nothing in the current folder may shadow a module.
-                [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(os.getpid())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=self._log,
-                env={**_UNLESS_SET, **os.environ, **_ALWAYS},
-                start_new_session=True,  # a terminal's Ctrl-C reaches us alone
-            )
+            # Opening files and forking block; a loop, ours or a server's, had better not.
+            self._log, self._process = await asyncio.to_thread(self._open_process, theirs.fileno())
         loop = asyncio.get_running_loop()
         ours.setblocking(False)
         self._control = ours
         self._ready = loop.create_future()
         loop.add_reader(ours, self._hear)
+
+    def _open_process(self, theirs: int) -> tuple[IO[bytes], subprocess.Popen[bytes]]:
+        log = self._open_log("zygote")
+        module = f"{__package__}.zygote"
+        process = subprocess.Popen(
+            # -P: nothing in the current folder may shadow a module.
+            [sys.executable, "-P", "-m", module, str(theirs), str(os.getpid())],
+            pass_fds=[theirs],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**_UNLESS_SET, **os.environ, **_ALWAYS},
+            start_new_session=True,  # a terminal's Ctrl-C reaches us alone
+        )
+        return log, process
 
     def _open_log(self, name: str) -> IO[bytes]:
         if self.logs is None:
@@ -186,7 +191,7 @@ class Launcher:
         self._orders += 1
         number = self._orders
         ours, theirs = socket.socketpair()
-        log = self._open_log(name)
+        log = await asyncio.to_thread(self._open_log, name)
         self._pids[number] = pid = loop.create_future()
         self._exits[number] = exited = loop.create_future()
         with theirs:

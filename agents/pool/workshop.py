@@ -82,13 +82,13 @@ class Workshop:
             raise EngineError(Failure(kind="load", message=str(error))) from None
         try:
             load = await engine.start()
-            self._check_fresh(prepared, load)
+            await self._check_fresh(prepared, load)
         except BaseException:
             await close_quietly(engine)  # half an engine still holds memory
             raise
         return engine, load
 
-    def _check_fresh(self, prepared: Prepared, load: Load) -> None:
+    async def _check_fresh(self, prepared: Prepared, load: Load) -> None:
         if prepared.measured_as is None:
             return
         trouble = compare_probes(load.probe, (), dtype=None)
@@ -100,10 +100,11 @@ class Workshop:
             changed = compare_probes(load.probe, before.probe, dtype=_dtype(prepared))
             if changed:
                 self._warn(prepared.group.name, f"loaded afresh as before, but {changed}")
-        self._measurements.keep(prepared.measured_as, Measurement.of_load(load))
+        keep = self._measurements.keep
+        await asyncio.to_thread(keep, prepared.measured_as, Measurement.of_load(load))
         if load.startup_seconds > STARTUP_SEEN:
             startup = Measurement(seconds=load.startup_seconds, memory_bytes=0)
-            self._measurements.keep(f"startup-{_clean(engine_version())}", startup)
+            await asyncio.to_thread(keep, f"startup-{_clean(engine_version())}", startup)
         self._is_warm = True
 
     async def swap(self, engine: Engine, prepared: Prepared) -> Load:

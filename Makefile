@@ -1,6 +1,7 @@
 # Two commands do everything on a machine with Python 3.11 to 3.13, make and a C compiler:
 #   make demo        make test
 # Settings: PYTHON (which Python), VENV (which environment; an existing one is filled, not replaced),
+# WORKERS (processes that run tests, each whole files; a real model takes two GB of one),
 # TORCH_INDEX (where to find a CPU build of torch if pip's own indexes have none).
 
 .DEFAULT_GOAL := help
@@ -9,6 +10,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.expertmix-installed
 FLOORS := retrieval tools agents graph apps
@@ -35,7 +37,7 @@ demo: $(STAMP)  ## Recruit, reason and vote over the example questions, on real 
 	@$(BIN)/expertmix demo
 
 test: $(STAMP)  ## Run the tests that need no GPU
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not gpu"
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not gpu"
 
 test-gpu: $(STAMP)  ## Run the tests that need a CUDA device
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu

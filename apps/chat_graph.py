@@ -9,6 +9,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
 from ..graph import Resources, Solution, create_graph
+from ..graph.picture import show_locally
 from ..graph.solve import make_row
 from ..retrieval import Question
 from .chat.messages import to_turns
@@ -82,4 +83,4 @@ def create_chat_graph(
     graph.add_edge("panel", "tell")
     graph.add_edge("tell", END)
     settings.setdefault("name", "expertmix")
-    return graph.compile(**settings)
+    return show_locally(graph.compile(**settings))

@@ -25,6 +25,7 @@ from .nodes import (
     reason,
     recruit_experts,
 )
+from .picture import show_locally
 from .state import ExpertBatch, PanelInput, PanelOutput, PanelState, Resources
 
 __all__ = ["build_graph", "create_graph"]
@@ -95,8 +96,7 @@ def create_graph(
 ) -> CompiledStateGraph[PanelState, Resources, PanelInput, PanelOutput]:
     """The compiled panel. `settings` go to `StateGraph.compile`; no checkpointer is built in.
 
-    In a notebook it shows itself as a Mermaid diagram that JupyterLab draws; LangGraph's own display would
-    send the graph to a remote service.
+    In a notebook it draws itself; LangGraph's own display would send the graph to a remote service.
 
     Args:
         resources: See `build_graph`.
@@ -111,17 +111,7 @@ def create_graph(
     cached = cache is not None
     graph = build_graph(resources, approval=approval, cached=cached, retry=retry, timeout=timeout)
     kept = None if cache is None else WithoutFailures(cache)
-    compiled = graph.compile(cache=kept, **settings)
-    compiled.__class__ = _LocallyDrawn
-    return compiled
-
-
-class _LocallyDrawn(CompiledStateGraph[PanelState, Resources, PanelInput, PanelOutput]):
-    """A compiled graph that is drawn where it is shown."""
-
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        drawn = self.get_graph().draw_mermaid()
-        return {"text/plain": drawn, "text/markdown": f"```mermaid\n{drawn}\n```"}
+    return show_locally(graph.compile(cache=kept, **settings))
 
 
 def _bind(resources: Resources | None, step: T, **more: Any) -> T:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from ..agents import is_correct
 from ..retrieval import InputError, Question
+from .result_table import write_table
 
 __all__ = ["Result", "Score", "Solution", "wilson_interval"]
 
@@ -144,14 +144,9 @@ class Result(Sequence[Solution]):
         return f"<Result of {len(self)} questions{score}, {self.ledger.get('calls', 0)} calls>"
 
     def _repr_html_(self) -> str:
-        """A table for notebooks. Everything in it is escaped: model text is untrusted."""
-        head = "".join(
-            f"<th>{name}</th>" for name in ("question", "answer", "confidence", "experts")
-        )
-        body = "".join(_html_row(solution) for solution in self.solutions[:200])
-        more = len(self) - 200
-        tail = f"<p>… and {more} more</p>" if more > 0 else ""
-        return f"<p>{html.escape(repr(self))}</p><table><tr>{head}</tr>{body}</table>{tail}"
+        """A table for notebooks."""
+        headline = f"{len(self)} questions, {self.ledger.get('calls', 0)} calls"
+        return write_table(self, f"{headline}, right {self.score}" if self.score else headline)
 
 
 def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
@@ -163,20 +158,3 @@ def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float,
     spread = share * (1 - share) / total + square / (4 * total * total)
     half = z / (1 + square / total) * math.sqrt(spread)
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def _html_row(solution: Solution) -> str:
-    experts = "<br>".join(
-        html.escape(
-            f"{row['expert']}: {row['answer'] or row['error'] or 'unreadable'} ({row['reason']})"
-        )
-        for row in solution.experts
-    )
-    mark = {True: " ✓", False: " ✗", None: ""}[solution.correct]
-    cells = (
-        html.escape(solution.question.text[:300]),
-        html.escape(str(solution.answer or "—")) + mark,
-        f"{solution.confidence:.2f}",
-        experts,
-    )
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"

@@ -208,12 +208,6 @@ def test_the_drawing_shows_the_four_steps() -> None:
         assert node in drawn
 
 
-def test_a_notebook_draws_the_graph_without_a_remote_service() -> None:
-    bundle: dict[str, str] = create_graph()._repr_mimebundle_()  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
-    assert set(bundle) == {"text/plain", "text/markdown"}
-    assert bundle["text/markdown"].startswith("```mermaid\n")
-
-
 def test_state_schemas_are_small_and_typed() -> None:
     schema = create_graph().get_input_jsonschema()
     assert list(schema["properties"]) == ["questions"]

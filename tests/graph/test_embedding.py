@@ -121,10 +121,3 @@ async def test_its_schemas_are_narrow_and_typed() -> None:
         "answers",
         "verdicts",
     }
-
-
-def test_drawing_it_calls_no_one() -> None:
-    shown: Any = create_graph(approval=True)
-    bundle = shown._repr_mimebundle_()
-    assert "approve" in bundle["text/plain"]
-    assert bundle["text/markdown"].startswith("```mermaid")

@@ -19,6 +19,7 @@ from .console import open_stderr, open_stdout, print_json, resumable, show, watc
 from .doctor import diagnose, removable, repair
 from .export_commands import export
 from .interruption import Terminated
+from .mcp_commands import mcp
 from .moe_commands import moe_app
 from .options import JsonOption
 from .overviews import tabulate_checks, tabulate_findings
@@ -53,6 +54,7 @@ for command in (
     compare,
     report,
     serve,
+    mcp,
     export,
 ):
     app.command()(command)

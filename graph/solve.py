@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import itertools
 import math
@@ -260,7 +261,8 @@ def run_here(work: Any) -> Any:
         return await work
 
     with ThreadPoolExecutor(1, "expertmix-solve") as thread:
-        outcome = thread.submit(asyncio.run, told())
+        # The caller's context goes along: tracing and callbacks are kept there.
+        outcome = thread.submit(contextvars.copy_context().run, asyncio.run, told())
         try:
             return outcome.result()
         except KeyboardInterrupt:  # only the thread's loop can stop what it runs

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from langchain_core.callbacks import CallbackManagerForRetrieverRun
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForRetrieverRun,
+    CallbackManagerForRetrieverRun,
+)
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import run_in_executor
 from pydantic import ConfigDict, Field
 
 from .neighbours import Neighbour
@@ -20,8 +24,8 @@ class ReferenceRetriever(BaseRetriever):
     """Solved references that resemble a question, never the question itself.
 
     ``retriever.invoke("Who wrote about a whale?")`` gives documents with the question, its lettered options and
-    its answer, the most similar first. ``metadata`` has ``id``, ``gold``, ``kind``, ``skills``,
-    ``similarity`` and ``row``.
+    its answer, the most similar first; ``retriever.invoke(question, k=5)`` another number of them.
+    ``metadata`` has ``id``, ``gold``, ``kind``, ``skills``, ``similarity`` and ``row``.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -37,16 +41,24 @@ class ReferenceRetriever(BaseRetriever):
     """Spread the gold letters evenly; see `ReferenceSet.neighbours_of_many`."""
 
     def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
     ) -> list[Document]:
         found = self.references.neighbours(
             Question(id=NO_ID, text=query),
-            self.k,
+            self.k if k is None else k,
             cut_off=self.cut_off,
             within=self.within,
             balanced=self.balanced,
         ).found
         return [_document(neighbour) for neighbour in found]
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None
+    ) -> list[Document]:
+        # LangChain's own leaves out what `ainvoke` was given besides the query.
+        return await run_in_executor(
+            None, self._get_relevant_documents, query, run_manager=run_manager.get_sync(), k=k
+        )
 
 
 def _document(neighbour: Neighbour) -> Document:

@@ -43,6 +43,7 @@ from .residency import Residency
 from .specs import VllmExpert
 from .store import AnswerStore
 from .timeline import Timeline
+from .tracing import CallSpan, PoolTracing
 from .workshop import Workshop
 
 __all__ = ["Pool"]
@@ -88,7 +89,9 @@ class Pool:
         """What the devices did since the pool was made."""
         self.plans: list[LoadPlan] = []
         """What was announced, to be compared with what came of it."""
-        watchers = [self.timeline.add, *([on_event] if on_event is not None else [])]
+        self._tracing = PoolTracing()
+        watchers = [self.timeline.add, self._tracing.hear]
+        watchers += [on_event] if on_event is not None else []
         self._broadcast = Broadcast(watchers)
         self._groups: dict[str, Group] = {
             alias: group for group in group_experts(catalog) for alias in group.aliases
@@ -142,11 +145,15 @@ class Pool:
         caller = asyncio.get_running_loop()
 
         def deliver(reply: Reply) -> None:
+            call.hear(reply)
             if on_reply is not None:
                 with contextlib.suppress(RuntimeError):  # its loop was closed: nobody listens
                     caller.call_soon_threadsafe(on_reply, reply)
 
-        return await self._in_loop(self._serve(spec.alias, asked, stage, deliver))
+        call = self._tracing.begin(alias, self._groups[spec.alias], asked, stage)
+        with call, call.current():
+            call.replies = await self._in_loop(self._serve(spec.alias, asked, stage, deliver, call))
+            return call.replies
 
     async def stream(self, alias: str, request: Request) -> AsyncIterator[Chunk]:
         """Ask one expert one thing and get the answer piece by piece; the last chunk has the reply."""
@@ -161,13 +168,18 @@ class Pool:
                     caller.call_soon_threadsafe(chunks.put_nowait, chunk)
 
             job = Job(group=group, requests=[asked], on_chunk=put)
-            try:
-                for reply in await self._loaded.run(job):
-                    self.ledger.record(alias, "stream", reply)
-            finally:
-                self.ledger.account(alias, "stream").seconds += job.seconds
+            with call:
+                try:
+                    call.replies = await self._loaded.run(job)
+                    for reply in call.replies:
+                        self.ledger.record(alias, "stream", reply)
+                        call.hear(reply)
+                finally:
+                    self.ledger.account(alias, "stream").seconds += job.seconds
 
-        task = asyncio.ensure_future(self._in_loop(pump()))
+        call = self._tracing.begin(alias, group, [asked], "stream")
+        with call.current():
+            task = asyncio.ensure_future(self._in_loop(pump()))
         task.add_done_callback(lambda _: chunks.put_nowait(None))
         try:
             while (chunk := await chunks.get()) is not None:
@@ -348,6 +360,7 @@ class Pool:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
+            self._tracing.close()
             self._loop = self._thread = None
 
     def __enter__(self) -> Pool:
@@ -374,12 +387,18 @@ class Pool:
             await asyncio.gather(*late, return_exceptions=True)
 
     async def _serve(
-        self, alias: str, requests: list[Request], stage: str, deliver: Callable[[Reply], None]
+        self,
+        alias: str,
+        requests: list[Request],
+        stage: str,
+        deliver: Callable[[Reply], None],
+        call: CallSpan,
     ) -> list[Reply]:
         """In the pool's loop: what the store knows from there, the rest from the engine."""
         group = self._groups[alias]
         identity = await self._identify(group)
         replies = self._recall(identity, requests)
+        call.reuse(replies)
         for reply in replies.values():
             deliver(reply)
         self.ledger.account(alias, stage).reused += len(replies)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -251,7 +252,8 @@ class Residency:
         self._inbox.append(message)
         self._arrival.set()
         if self._actor is None and self._ended is None:
-            self._actor = asyncio.create_task(self._live())
+            # It outlives whoever asked first, and is no part of that one's trace.
+            self._actor = asyncio.create_task(self._live(), context=contextvars.Context())
             self._actor.add_done_callback(self._fail_all)
 
     def _tell_lack(self, group: Group) -> None:

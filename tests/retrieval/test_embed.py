@@ -136,3 +136,20 @@ def test_a_torchvision_of_another_build_is_explained(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "InputError: the encoder cannot be loaded: the installed torchvision" in done.stderr
     assert "expertmix doctor" in done.stderr
+
+
+if importlib.util.find_spec("langchain_tests") is not None:
+    from langchain_tests.integration_tests import EmbeddingsIntegrationTests
+    from langchain_tests.unit_tests import EmbeddingsUnitTests
+
+    class TestAsLangChainWantsIt(EmbeddingsUnitTests):
+        @property
+        def embeddings_class(self) -> type[MiniLM]:
+            return MiniLM
+
+    @pytest.mark.real
+    @real_encoder
+    class TestWithItsWeightsAsLangChainWantsIt(EmbeddingsIntegrationTests):
+        @property
+        def embeddings_class(self) -> type[MiniLM]:
+            return MiniLM

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +12,7 @@ from langchain_core.documents import Document
 from langchain_core.runnables import RunnableLambda
 from pydantic import ValidationError
 
-from expertmix.retrieval import Question, ReferenceRetriever, ReferenceSet
+from expertmix.retrieval import InputError, Question, ReferenceRetriever, ReferenceSet
 
 pytest.importorskip("faiss", reason="needs faiss: pip install 'expertmix[embed]'")
 
@@ -99,3 +101,29 @@ async def test_it_works_in_chains_and_asynchronously() -> None:
 def test_unusable_settings_are_refused() -> None:
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
         retriever(0)
+
+
+async def test_another_number_may_be_wanted_for_one_call() -> None:
+    found = retriever(3)
+    assert len(found.invoke("who wrote about a fish", k=1)) == 1
+    assert len(await found.ainvoke("who wrote about a fish", k=2)) == 2
+    assert len(found.invoke("who wrote about a fish")) == 3
+    with pytest.raises(InputError, match="0 neighbours were asked for"):
+        found.invoke("who wrote about a fish", k=0)
+
+
+if importlib.util.find_spec("langchain_tests") is not None:
+    from langchain_tests.integration_tests import RetrieversIntegrationTests
+
+    class TestAsLangChainWantsIt(RetrieversIntegrationTests):
+        @property
+        def retriever_constructor(self) -> type[ReferenceRetriever]:
+            return ReferenceRetriever
+
+        @property
+        def retriever_constructor_params(self) -> dict[str, Any]:
+            return {"references": ReferenceSet.build(REFERENCES, WordEncoder())}
+
+        @property
+        def retriever_query_example(self) -> str:
+            return "who wrote about a fish"

@@ -7,12 +7,13 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from ..agents import Catalog
 from ..agents.pool import PoolFile
+from ..graph import describe_events
 from ..retrieval import InputError
 from .compare_commands import compare
 from .console import open_stderr, open_stdout, print_json, resumable, show, watching
@@ -81,10 +82,15 @@ def demo(
 
 @app.command()
 def schema(
+    of: Annotated[
+        Literal["pool", "events"],
+        typer.Option("--of", help="Pool files, or what the graph tells while it runs."),
+    ] = "pool",
     out: Annotated[Path | None, typer.Option("--out", help="Write to a file.")] = None,
 ) -> None:
-    """Print the JSON Schema of pool files, for editors."""
-    text = json.dumps(PoolFile.model_json_schema(), indent=2)
+    """Print a JSON Schema: of pool files, for editors, or of the graph's events, for user interfaces."""
+    content = PoolFile.model_json_schema() if of == "pool" else describe_events()
+    text = json.dumps(content, indent=2)
     if out is None:
         typer.echo(text)
     else:

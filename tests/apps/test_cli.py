@@ -162,6 +162,8 @@ def test_a_failed_expert_is_reported_and_retried_by_the_next_run(place: Path) ->
 
 def test_schema_and_check(place: Path) -> None:
     assert "VllmExpert" in json.loads(run("schema", cwd=place).stdout)["$defs"]
+    events = json.loads(run("schema", "--of", "events", cwd=place).stdout)
+    assert "ExpertStarted" in events["$defs"]
     assert run("pool", "check", "pool.yaml", cwd=place).returncode == 0
 
 

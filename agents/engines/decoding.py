@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from .base import OptionScore, Reply, Request, TokenLogprob, Usage
+from .tool_reading import read_tool_calls, settled_length
 from .transcript import Transcript
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Draft:
         self._tokenizer = tokenizer
         self._logprobs: list[TokenLogprob] = []
         self._number = 0
+        self._written = ""  # what may be told, but for what may begin a tool call
+        self._told = 0  # characters that `take` has handed out
         self._generator = (
             torch.Generator()
         )  # of its own, so that torch's global one stays untouched
@@ -81,13 +84,25 @@ class Draft:
     def reply(self) -> Reply:
         """The finished answer."""
         assert self.finish is not None
-        return Reply(
+        reply = Reply(
             request_id=self.request.id,
             text=self.transcript.text,
             finish=self.finish,
             usage=Usage(prompt_tokens=len(self.prompt_ids), completion_tokens=self._number),
             logprobs=tuple(self._logprobs),
         )
+        return read_tool_calls(self.request, reply)
+
+    def take(self) -> str:
+        """What has been settled of the answer's text since the last call."""
+        self._written += self.transcript.take(final=self.finish is not None)
+        if self.finish is None:
+            settled = self._written[: settled_length(self.request, self._written)]
+        else:
+            settled = self.reply().text
+        piece = settled[self._told :]
+        self._told += len(piece)
+        return piece
 
     def _choose(self, logits_V: torch.Tensor) -> int:
         import torch

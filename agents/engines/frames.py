@@ -94,6 +94,8 @@ def request_to_json(request: Request) -> dict[str, Any]:
         "sampling": {name: getattr(sampling, name) for name in Sampling.__slots__},
         "adapter": request.adapter,
         "options": request.options,
+        "tools": request.tools,
+        "tool_choice": request.tool_choice,
     }
 
 
@@ -106,6 +108,8 @@ def request_from_json(fields: Mapping[str, Any]) -> Request:
         sampling=Sampling(**sampling),
         adapter=fields["adapter"],
         options=tuple(fields["options"]),
+        tools=tuple(fields["tools"]),
+        tool_choice=fields["tool_choice"],
     )
 
 
@@ -119,6 +123,8 @@ def reply_from_json(fields: Mapping[str, Any]) -> Reply:
     return Reply(
         request_id=fields["request_id"],
         text=fields["text"],
+        tool_calls=tuple(fields["tool_calls"]),
+        reasoning=fields["reasoning"],
         finish=fields["finish"],
         usage=Usage(**fields["usage"]),
         logprobs=tuple(_token_logprob(entry) for entry in fields["logprobs"]),

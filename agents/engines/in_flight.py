@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from .base import Chunk, Failure, Reply, Request
 
 __all__ = ["AnswerOne", "InFlight", "OnText"]
 
-OnText: TypeAlias = Callable[[str], None]
-"""Is called with each piece of text as it arrives."""
+
+class OnText(Protocol):
+    """Is called with each piece of text, and of what the model thinks, as it arrives."""
+
+    def __call__(self, text: str, reasoning: str = "", /) -> None:
+        """Pass on one piece."""
+        ...
+
 
 AnswerOne: TypeAlias = Callable[[Request, OnText | None], Coroutine[Any, Any, Reply]]
 """Answers one request. Its failures are replies; it streams only if it is given somewhere to."""
@@ -61,9 +67,11 @@ class InFlight:
     async def stream(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """Answer one request piece by piece; closing the iterator aborts it."""
         pieces: asyncio.Queue[Chunk | None] = asyncio.Queue()
-        task = asyncio.create_task(
-            self._run(request, lambda text: pieces.put_nowait(Chunk(text=text)))
-        )
+
+        def put(text: str, reasoning: str = "", /) -> None:
+            pieces.put_nowait(Chunk(text=text, reasoning=reasoning))
+
+        task = asyncio.create_task(self._run(request, put))
         task.add_done_callback(lambda _: pieces.put_nowait(None))
         try:
             while (piece := await pieces.get()) is not None:

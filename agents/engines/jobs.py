@@ -15,6 +15,8 @@ from ...retrieval import InputError
 from .base import Failure, OptionScore, Reply, Request, TokenLogprob, Usage
 from .reasons import root_reason
 from .tokens import encode_chat, encode_option
+from .tool_reading import read_tool_calls
+from .tool_wording import answer_schema, must_call, offered_tools
 
 __all__ = ["Job", "JobMaker", "Part", "Reads", "Refused", "finished_reply"]
 
@@ -103,7 +105,13 @@ class JobMaker:
 
     def _encoded(self, number: int, request: Request, stream: bool) -> Job:
         try:
-            prompt = encode_chat(self.tokenizer, request.messages, chat_template=self.template)
+            prompt = encode_chat(
+                self.tokenizer,
+                request.messages,
+                chat_template=self.template,
+                tools=offered_tools(request),
+                bound=must_call(request),
+            )
             options = [encode_option(self.tokenizer, prompt, text) for text in request.options]
         except InputError as error:
             raise _refused(str(error)) from error
@@ -128,9 +136,8 @@ class JobMaker:
         )
 
         wish = job.request.sampling
-        schema = None
-        if wish.json_schema is not None:
-            schema = StructuredOutputsParams(json=dict(wish.json_schema))
+        shape = answer_schema(job.request)
+        schema = None if shape is None else StructuredOutputsParams(json=shape)
         params = SamplingParams(
             temperature=wish.temperature,
             top_p=wish.top_p,
@@ -208,13 +215,14 @@ def finished_reply(job: Job) -> Reply:
 def _generated(job: Job, output: Any) -> Reply:
     answer = output.outputs[0]
     finish: Literal["stop", "length"] = "length" if answer.finish_reason == "length" else "stop"
-    return Reply(
+    reply = Reply(
         request_id=job.request.id,
         text=answer.text,
         finish=finish,
         usage=_usage([output]) + Usage(completion_tokens=len(answer.token_ids)),
         logprobs=_logprobs(answer, job.request.sampling.logprobs),
     )
+    return read_tool_calls(job.request, reply)
 
 
 def _scored(job: Job, outputs: Sequence[Any]) -> Reply:

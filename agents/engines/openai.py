@@ -181,10 +181,10 @@ class OpenAIEngine:
         """Attempts until one succeeds, or none may help, or the time is up."""
         told: list[str] = []
 
-        def tell(text: str) -> None:
-            if on_text is not None and text:
+        def tell(text: str, reasoning: str = "", /) -> None:
+            if on_text is not None and (text or reasoning):
                 told.append(text)
-                on_text(text)
+                on_text(text, reasoning)
 
         failed = 0
         while True:
@@ -244,12 +244,12 @@ class OpenAIEngine:
         self, response: httpx.Response, transcript: Transcript, tell: OnText
     ) -> None:
         if "event-stream" not in response.headers.get("content-type", ""):
-            tell(transcript.add(await self._read_body(response)))
+            tell(*transcript.add(await self._read_body(response)))
             return
         async for data in read_events(response.aiter_bytes()):
             if data == "[DONE]":
                 return
-            tell(transcript.add(self._redact(data)))
+            tell(*transcript.add(self._redact(data)))
         if not transcript.finished:
             failure = self._failure("broke off in the middle of an answer", retryable=True)
             raise Trouble(failure, again=True)

@@ -7,10 +7,11 @@ piece of the wrong shape is as good as absent.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, cast
 
-from .base import Failure, Reply, Request, TokenLogprob, Usage
+from .base import Failure, Message, Reply, Request, TokenLogprob, ToolCall, Usage
+from .tool_reading import call_id
 from .wording import is_about_context, one_line
 
 __all__ = [
@@ -53,7 +54,7 @@ def chat_body(
     sampling = request.sampling
     body: dict[str, Any] = {
         "model": model,
-        "messages": list(request.messages),
+        "messages": [_turn(turn) for turn in request.messages],
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_tokens,
@@ -67,12 +68,33 @@ def chat_body(
     if sampling.json_schema is not None:
         schema = {"name": "answer", "schema": dict(sampling.json_schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    if request.tools and request.tool_choice != "none":
+        body["tools"] = [{"type": "function", "function": dict(tool)} for tool in request.tools]
+        body["tool_choice"] = _tool_choice(request.tool_choice)
     if request.messages and request.messages[-1]["role"] == "assistant":
         body |= {"add_generation_prompt": False, "continue_final_message": True}
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     body |= extra
     return {key: value for key, value in body.items() if value is not None}
+
+
+def _turn(turn: Message) -> dict[str, Any]:
+    calls = turn.get("tool_calls")
+    if not calls:
+        return {name: value for name, value in turn.items() if name != "tool_calls"}
+    functions = [{"name": call["name"], "arguments": call["arguments"]} for call in calls]
+    told = [
+        {"id": call["id"], "type": "function", "function": function}
+        for call, function in zip(calls, functions, strict=True)
+    ]
+    return {"role": turn["role"], "content": turn["content"] or None, "tool_calls": told}
+
+
+def _tool_choice(choice: str) -> str | dict[str, Any]:
+    if choice in ("auto", "required"):
+        return choice
+    return {"type": "function", "function": {"name": choice}}
 
 
 async def read_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:
@@ -108,6 +130,8 @@ class Transcript:
     def __init__(self, request: Request) -> None:
         self._request = request
         self._texts: list[str] = []
+        self._thoughts: list[str] = []
+        self._calls: dict[int, dict[str, str]] = {}
         self._logprobs: list[TokenLogprob] = []
         self._usage = Usage()
         self._reason: object = None
@@ -118,8 +142,8 @@ class Transcript:
         """Whether the server has said why the answer ended."""
         return self._reason is not None
 
-    def add(self, data: str) -> str:
-        """Take in one JSON object; returns the text it added.
+    def add(self, data: str) -> tuple[str, str]:
+        """Take in one JSON object; returns the text that it added, and what the model thought.
 
         Raises:
             WireError: it is not JSON, no completion, or an error that the server reports.
@@ -136,7 +160,7 @@ class Transcript:
         for choice in (_object(item) for item in cast("list[object]", choices)):
             if choice.get("index", 0) == 0:
                 return self._add_choice(choice)
-        return ""
+        return "", ""
 
     def reply(self) -> Reply:
         """The whole answer.
@@ -152,19 +176,48 @@ class Transcript:
         return Reply(
             request_id=self._request.id,
             text="".join(self._texts),
+            tool_calls=tuple(self._tool_calls()),
+            reasoning="".join(self._thoughts),
             finish="length" if self._reason == "length" else "stop",
             usage=self._usage,
             logprobs=tuple(self._logprobs),
         )
 
-    def _add_choice(self, choice: Mapping[str, Any]) -> str:
-        # A streamed choice carries a "delta", a whole one a "message". What a reasoning model
-        # thought ("reasoning_content") is not its answer.
-        text = joined_text(_object(choice.get("delta") or choice.get("message")).get("content"))
+    def _add_choice(self, choice: Mapping[str, Any]) -> tuple[str, str]:
+        # A streamed choice carries a "delta", a whole one a "message". What a reasoning model thought is
+        # "reasoning_content", or with OpenRouter and newer vLLM "reasoning".
+        piece = _object(choice.get("delta") or choice.get("message"))
+        text = joined_text(piece.get("content"))
+        thought = joined_text(piece.get("reasoning_content")) or joined_text(piece.get("reasoning"))
         self._texts.append(text)
+        self._thoughts.append(thought)
+        for place, part in enumerate(_objects(piece.get("tool_calls"))):
+            self._add_call(place, part)
         self._logprobs += read_logprobs(_object(choice.get("logprobs")).get("content"))
         self._reason = choice.get("finish_reason") or self._reason
-        return text
+        return text, thought
+
+    def _add_call(self, place: int, part: Mapping[str, Any]) -> None:
+        """A piece of a tool call, or a whole one: pieces that belong together have the same index."""
+        index, function = part.get("index", place), _object(part.get("function"))
+        if not isinstance(index, int):
+            return
+        call = self._calls.setdefault(index, {"id": "", "name": "", "arguments": ""})
+        call["id"] = call["id"] or joined_text(part.get("id"))
+        call["name"] = call["name"] or joined_text(function.get("name"))
+        arguments = function.get("arguments")
+        if isinstance(arguments, dict):  # some servers forget that they are text
+            arguments = json.dumps(arguments)
+        call["arguments"] += joined_text(arguments)
+
+    def _tool_calls(self) -> Iterator[ToolCall]:
+        for place, (_, call) in enumerate(sorted(self._calls.items())):
+            if call["name"]:
+                yield ToolCall(
+                    id=call["id"] or call_id(self._request, place),
+                    name=call["name"],
+                    arguments=call["arguments"] or "{}",
+                )
 
 
 def joined_text(content: object) -> str:

@@ -178,7 +178,8 @@ class RayEngine:
         reply = reply_from_json(part["reply"]) if part["reply"] else None
         if reply is not None and not counted:
             self._tokens += reply.usage.completion_tokens
-        return Chunk(text=part.get("text", ""), reply=reply)
+        reasoning = part.get("reasoning", "")
+        return Chunk(text=part.get("text", ""), reasoning=reasoning, reply=reply)
 
     def _died(self, reason: str) -> Failure:
         message = f"engine {self.name!r} died: {reason}"

@@ -117,6 +117,9 @@ class ReplayEngine:
         if request.options:
             message = "a recording holds answers, not the scores of options; ask for a written one"
             return Failure(kind="refused", message=message)
+        if request.tools and request.tool_choice != "none":
+            message = "a recording holds answers, not tool calls; ask without tools"
+            return Failure(kind="refused", message=message)
         if request.question_id is None:
             message = f'request "{request.id}" has no question_id to look up in {self._table}'
             return Failure(kind="missing", message=message)

@@ -6,21 +6,31 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias, cast
 
 from ...retrieval import InputError
-from .base import OptionScore, Reply, Request, TokenLogprob, Usage
+from .base import OptionScore, Reply, Request, TokenLogprob, ToolCall, Usage
 
-__all__ = ["EVERY", "Script", "find_line", "key_of", "read_script", "say", "score"]
+__all__ = ["EVERY", "Line", "Script", "find_line", "key_of", "read_script", "say", "score"]
 
 EVERY = "*"
 """The key of the line for every question that has none of its own."""
 SAMPLE = re.compile(r"[#/:](\d+)$")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-Script: TypeAlias = Callable[[Request], str] | Mapping[str, str | Sequence[str]]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """What a script says where a text is not all."""
+
+    text: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    reasoning: str = ""
+
+
+Script: TypeAlias = Callable[[Request], str | Line] | Mapping[str, str | Sequence[str]]
 """A function of the request, or texts by question id; a list of texts is taken by sample."""
 
 
@@ -29,7 +39,7 @@ def key_of(request: Request) -> str:
     return request.id if request.question_id is None else request.question_id
 
 
-def find_line(script: Script, request: Request) -> str | None:
+def find_line(script: Script, request: Request) -> str | Line | None:
     """What the script says to this request; None if it has no line for it."""
     if callable(script):
         return script(request)
@@ -39,8 +49,10 @@ def find_line(script: Script, request: Request) -> str | None:
     return line[_sample(request) % len(line)]
 
 
-def say(request: Request, line: str, *, prompt: int, room: int | None) -> Reply:
+def say(request: Request, line: str | Line, *, prompt: int, room: int | None) -> Reply:
     """The line as far as stop strings, `max_tokens` and the context window let it go.
+
+    A call's tokens are the words of its arguments and its name; calls and reasoning are never cut.
 
     Args:
         request: What was asked.
@@ -49,6 +61,8 @@ def say(request: Request, line: str, *, prompt: int, room: int | None) -> Reply:
         room: Tokens that the context window leaves for the answer; None for no limit.
     """
     sampling = request.sampling
+    whole = line if isinstance(line, Line) else Line(text=line)
+    line = whole.text
     for stop in sampling.stop:
         line = line.split(stop, 1)[0]
     words = line.split()
@@ -60,16 +74,24 @@ def say(request: Request, line: str, *, prompt: int, room: int | None) -> Reply:
     reply = Reply(
         request_id=request.id,
         text=line,
+        tool_calls=whole.tool_calls,
+        reasoning=whole.reasoning,
         finish="length" if cut else "stop",
-        usage=Usage(prompt_tokens=prompt, completion_tokens=len(words)),
+        usage=Usage(prompt_tokens=prompt, completion_tokens=len(words) + _count_unsaid(whole)),
     )
     if sampling.logprobs is None:
         return reply
     return replace(reply, logprobs=tuple(TokenLogprob(token=word, logprob=0.0) for word in words))
 
 
-def score(request: Request, line: str, *, prompt: int) -> Reply:
+def _count_unsaid(line: Line) -> int:
+    calls = sum(1 + len(call["arguments"].split()) for call in line.tool_calls)
+    return calls + len(line.reasoning.split())
+
+
+def score(request: Request, line: str | Line, *, prompt: int) -> Reply:
     """Nine tenths of the probability for the option that the line names."""
+    line = line.text if isinstance(line, Line) else line
     options = [option.strip() for option in request.options]
     letters = LETTERS[: len(options)]
     named = line.strip()

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .base import Chunk, EngineError, Failure, Load, Reply, Request
-from .script import EVERY, Script, find_line, key_of, read_script, say, score
+from .script import EVERY, Line, Script, find_line, key_of, read_script, say, score
 
-__all__ = ["GARBAGE", "Faults", "ScriptedEngine"]
+__all__ = ["GARBAGE", "Faults", "Line", "ScriptedEngine"]
 
 GARBAGE = '<|im_end|>\x1b[31m\x00\ufffd{"answer": [[[' + "}{" * 200
 """What a broken model may say: control tokens, terminal escapes, NUL, JSON that never ends."""
@@ -47,7 +47,8 @@ class ScriptedEngine:
     request has no question) to text; `"*"` stands for all others, and a question without a line
     is a failure of kind `missing`. A list of texts is taken by sample: sample 2 is a request id that
     ends in `#2`, `/2` or `:2` (after its question id); lists repeat from their start, and a request
-    id without a number is sample 0.
+    id without a number is sample 0. A function may say a `Line`, with tool calls and reasoning; whether
+    tools are on offer is its business.
 
     Tokens are words. `stop`, `max_tokens` and the context length are respected, every generated
     token has log-probability 0, and JSON schemas are the script's business. With options, the line
@@ -164,6 +165,8 @@ class ScriptedEngine:
         [(delay, _)] = self._order([request])
         await self._pause(delay)
         reply = self._reply(request)
+        if reply.reasoning:
+            yield Chunk(reasoning=reply.reasoning)
         for piece in re.findall(r"\s*\S+|\s+$", reply.text):
             yield Chunk(text=piece)
             await asyncio.sleep(0)
@@ -234,7 +237,7 @@ class ScriptedEngine:
             return Failure(kind="engine", message=message)
         return None
 
-    def _line(self, request: Request) -> str | None:
+    def _line(self, request: Request) -> str | Line | None:
         if _hit(self._faults.empty_ids, request):
             return ""
         if _hit(self._faults.garbage_ids, request):

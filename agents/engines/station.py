@@ -158,7 +158,8 @@ async def _ask(
             raise RuntimeError("the engine was closed")
         if stream:
             async for chunk in engine.stream(requests[0]):
-                tell({"text": chunk.text, "reply": chunk.reply and reply_to_json(chunk.reply)})
+                reply = chunk.reply and reply_to_json(chunk.reply)
+                tell({"text": chunk.text, "reasoning": chunk.reasoning, "reply": reply})
         else:
             await engine.generate(requests, lambda reply: tell({"reply": reply_to_json(reply)}))
     except Exception as error:  # an engine's defect costs its requests, not the station

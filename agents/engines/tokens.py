@@ -8,12 +8,13 @@ text: a control token spelled out inside a message is broken up before the templ
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ...retrieval import InputError
 from .base import Message
+from .tool_wording import rewrite_strings, template_turns, tool_signatures, word_tools
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,6 +24,9 @@ __all__ = ["encode_chat", "encode_option", "load_template", "neutralise"]
 PROMPTS = Path(__file__).parents[1] / "prompts"
 ANCHOR = "\n"
 MARKER = re.compile(r"[<\[{(].{2,}[>\]})]", re.DOTALL)
+TOOLS = re.compile(r"\btools\b")
+Turn: TypeAlias = Mapping[str, Any]
+"""A turn, or a tool, as chat templates read it."""
 PIPED = re.compile(r"<\|.*\|>", re.DOTALL)
 
 
@@ -31,6 +35,8 @@ def encode_chat(
     messages: Sequence[Message],
     *,
     chat_template: str | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
+    bound: bool = False,
 ) -> list[int]:
     """Apply the chat template once and return the prompt's token ids.
 
@@ -38,11 +44,16 @@ def encode_chat(
     turn. A template that refuses or drops system messages gets their text at the head of the first
     user turn instead. Contents pass through `neutralise`, so they cannot forge a turn.
 
+    Tools, their calls and their results are worded by the template if it knows tools, else by
+    `word_tools`; they pass through `neutralise` too.
+
     Args:
         tokenizer: A transformers tokenizer.
         messages: At least one.
         chat_template: Jinja text, or the name of a template that ships with us (`"plain"`, for base
             models); used instead of the tokenizer's own.
+        tools: Tools on offer, as in a `Request`.
+        bound: Whether the answer has to be a call, where that is for us to say.
 
     Raises:
         InputError: no messages, no template, or a template that refuses the messages.
@@ -51,12 +62,17 @@ def encode_chat(
         raise InputError(
             "There is nothing to ask: the list of messages is empty; give at least one."
         )
-    template = _template(tokenizer, chat_template)
-    turns = _as_text(tokenizer, messages, template)
-    has_system = any(turn["role"] == "system" for turn in turns)
-    if has_system and not _keeps_system(tokenizer, turns, template):
-        turns = _fold_system(turns)
-    return _apply(tokenizer, turns, template)
+    template = _template(tokenizer, chat_template, with_tools=bool(tools))
+    turns, offered = _as_text(tokenizer, messages, template), list(tools)
+    if offered or any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns):
+        pattern = _controls(tokenizer, template)
+        if pattern is not None:
+            offered = rewrite_strings(offered, lambda text: _neutral(tokenizer, text, pattern))
+        native = _settled(tokenizer, template_turns(turns), template, tool_signatures(offered))
+        if _tells_tools(tokenizer, native, template, tool_signatures(offered)):
+            return _apply(tokenizer, native, template, tool_signatures(offered))
+        turns = word_tools(turns, offered, bound=bound)
+    return _apply(tokenizer, _settled(tokenizer, turns, template), template)
 
 
 def encode_option(
@@ -122,16 +138,27 @@ def _as_text(
     pattern = _controls(tokenizer, template)
     if pattern is None:
         return list(messages)
-    return [
-        Message(role=turn["role"], content=_neutral(tokenizer, turn["content"], pattern))
-        for turn in messages
-    ]
+
+    def neutral(text: str) -> str:
+        return _neutral(tokenizer, text, pattern)
+
+    turns: list[Message] = []
+    for turn in messages:
+        told = Message(role=turn["role"], content=neutral(turn["content"]))
+        if "tool_calls" in turn:
+            told["tool_calls"] = rewrite_strings(turn["tool_calls"], neutral)
+        if "tool_call_id" in turn:
+            told["tool_call_id"] = neutral(turn["tool_call_id"])
+        turns.append(told)
+    return turns
 
 
-def _template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str:
+def _template(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str | None, *, with_tools: bool
+) -> str:
     if chat_template is not None:
         return load_template(chat_template)
-    own = _own_template(tokenizer)
+    own = _own_template(tokenizer, "tool_use" if with_tools else "default")
     if own is None:
         raise InputError(
             f"The tokenizer of {_name(tokenizer)} has no chat template, as is usual for base models; "
@@ -140,10 +167,10 @@ def _template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> 
     return own
 
 
-def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+def _own_template(tokenizer: PreTrainedTokenizerBase, name: str = "default") -> str | None:
     template: Any = tokenizer.chat_template
     if isinstance(template, dict):
-        return template.get("default")
+        return template.get(name, template.get("default"))
     return template
 
 
@@ -151,27 +178,69 @@ def _name(tokenizer: PreTrainedTokenizerBase) -> str:
     return repr(tokenizer.name_or_path or type(tokenizer).__name__)
 
 
+def _settled(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Turn],
+    template: str,
+    signatures: Sequence[Turn] = (),
+) -> Sequence[Turn]:
+    """The turns, with system texts at the head of the first user turn if the template drops them."""
+    has_system = any(turn["role"] == "system" for turn in turns)
+    if has_system and not _keeps_system(tokenizer, turns, template, signatures):
+        return _fold_system(turns)
+    return turns
+
+
 def _apply(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message], template: str
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Turn],
+    template: str,
+    signatures: Sequence[Turn] = (),
 ) -> list[int]:
     try:
-        return list(_render(tokenizer, turns, template, tokenize=True)["input_ids"])
+        rendered = _render(tokenizer, turns, template, signatures, tokenize=True)
+        return list(rendered["input_ids"])
     except _template_errors() as error:
         raise InputError(
             f"The chat template of {_name(tokenizer)} refuses these messages: {_line(error)}"
         ) from error
 
 
-def _render(tokenizer: Any, turns: Sequence[Message], template: str, *, tokenize: bool) -> Any:
+def _render(
+    tokenizer: Any,
+    turns: Sequence[Turn],
+    template: str,
+    signatures: Sequence[Turn],
+    *,
+    tokenize: bool,
+) -> Any:
     continues = turns[-1]["role"] == "assistant"
     return tokenizer.apply_chat_template(
         [dict(turn) for turn in turns],
         chat_template=template,
+        tools=list(signatures) or None,
         tokenize=tokenize,
         return_dict=tokenize,
         continue_final_message=continues,
         add_generation_prompt=not continues,
     )
+
+
+def _tells_tools(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Turn],
+    template: str,
+    signatures: Sequence[Turn],
+) -> bool:
+    """Whether the template knows tools: the rendered chat names all of them, and all that were called."""
+    if TOOLS.search(template) is None:
+        return False
+    try:
+        text = _render(tokenizer, turns, template, signatures, tokenize=False)
+    except _template_errors():
+        return False
+    called = [call for turn in turns for call in turn.get("tool_calls", ())]
+    return all(told["function"]["name"] in text for told in [*signatures, *called])
 
 
 def _template_errors() -> tuple[type[Exception], ...]:
@@ -185,17 +254,20 @@ def _line(error: Exception) -> str:
 
 
 def _keeps_system(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message], template: str
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Turn],
+    template: str,
+    signatures: Sequence[Turn],
 ) -> bool:
     """Whether the rendered chat holds every system text: some templates drop it without a word."""
     try:
-        text = _render(tokenizer, turns, template, tokenize=False)
+        text = _render(tokenizer, turns, template, signatures, tokenize=False)
     except _template_errors():
         return False
     return all(turn["content"].strip() in text for turn in turns if turn["role"] == "system")
 
 
-def _fold_system(turns: Sequence[Message]) -> list[Message]:
+def _fold_system(turns: Sequence[Turn]) -> list[Turn]:
     system = "\n\n".join(turn["content"] for turn in turns if turn["role"] == "system")
     others = [turn for turn in turns if turn["role"] != "system"]
     for position, turn in enumerate(others):

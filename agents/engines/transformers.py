@@ -17,6 +17,7 @@ from .base import Chunk, EngineError, Failure, FailureKind, Load, Reply, Request
 from .decoding import Draft, decode, score_options
 from .loading import LoadedModel, explain, load_model
 from .tokens import encode_chat, encode_option
+from .tool_wording import must_call, offered_tools
 
 __all__ = ["TransformersEngine"]
 
@@ -28,6 +29,8 @@ STOPPED = "it has stopped; start it anew."
 NO_ADAPTERS = "transformers runs no LoRA adapters here; use engine: vllm for this expert."
 NO_SCHEMAS = "transformers cannot hold an answer to a JSON Schema; use engine: vllm or openai."
 
+NO_BOUND_CALLS = "transformers cannot hold an answer to a tool call; leave tool_choice at auto, or use engine: vllm."
+
 
 class TransformersEngine:
     """A causal language model run by transformers, in a thread of its own.
@@ -35,7 +38,8 @@ class TransformersEngine:
     Requests of one call are answered in batches of up to `max_batch`, sorted by length; each has its
     own temperature, seed, stop strings and log-probabilities. Slower than vLLM (about half its
     tokens a second), but it shares this process's torch, whose global settings it leaves alone.
-    Adapters and JSON Schemas are refused; vLLM has both.
+    Adapters, JSON Schemas and answers that have to be a tool call are refused; vLLM has all three. Tools
+    that the model may call or not are told to it, and its calls are read.
     """
 
     def __init__(
@@ -218,7 +222,7 @@ class TransformersEngine:
             for updated in () if self._is_over(stop) else self._decode(drafts):
                 for draft in updated:
                     done = draft.finish is not None
-                    text = draft.transcript.take(final=done)
+                    text = draft.take()
                     if text or done:
                         reply = draft.reply() if done else None
                         say((draft.request.id, Chunk(text=text, reply=reply)))
@@ -247,6 +251,8 @@ class TransformersEngine:
             return self._failed(request, "refused", NO_ADAPTERS)
         if request.sampling.json_schema is not None:
             return self._failed(request, "refused", NO_SCHEMAS)
+        if must_call(request):
+            return self._failed(request, "refused", NO_BOUND_CALLS)
         if request.sampling.max_tokens < 1:
             return self._failed(request, "refused", "max_tokens must be at least 1.")
         try:
@@ -259,7 +265,7 @@ class TransformersEngine:
     def _encode(self, request: Request) -> Draft | Reply:
         assert self._loaded is not None
         tokenizer = self._loaded.tokenizer
-        prompt_ids = encode_chat(tokenizer, request.messages, chat_template=self._chat_template)
+        prompt_ids = self._prompt(request)
         if not prompt_ids:
             raise InputError("the chat template makes an empty prompt of these messages.")
         if request.options:
@@ -268,6 +274,16 @@ class TransformersEngine:
         if room < 1:
             return self._too_long(request, len(prompt_ids))
         return Draft(request, prompt_ids, min(room, request.sampling.max_tokens), tokenizer)
+
+    def _prompt(self, request: Request) -> list[int]:
+        """The tokens that the answer follows."""
+        assert self._loaded is not None
+        return encode_chat(
+            self._loaded.tokenizer,
+            request.messages,
+            chat_template=self._chat_template,
+            tools=offered_tools(request),
+        )
 
     def _score(self, request: Request, prompt_ids: Sequence[int]) -> Reply:
         assert self._loaded is not None

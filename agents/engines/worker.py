@@ -25,6 +25,7 @@ from .base import Failure, Reply
 from .frames import pack, receive_frame, reply_to_json, request_from_json
 from .jobs import Job, JobMaker, Part, Reads, Refused, finished_reply
 from .reasons import root_reason
+from .tool_reading import settled_length
 from .vllm_model import load_model, lora_requests
 from .vllm_weights import count_tokens, fall_asleep, measure_probe, replace_weights, wake_up
 
@@ -224,14 +225,18 @@ class Loop:
         """Take one part's output; once a job's last part has finished, answer it."""
         job, part = self.running[output.request_id]
         if job.stream and not job.options:
-            self.stream(job, output.outputs[0].text)
+            text = output.outputs[0].text
+            self.stream(job, text[: settled_length(job.request, text)])
         if not output.finished:
             return
         del self.running[part.id]
         self.tokens += len(output.outputs[0].token_ids)
         job.outputs[part.id] = output
         if len(job.outputs) == len(job.parts):
-            self.answer(job.number, finished_reply(job))
+            reply = finished_reply(job)
+            if job.stream and not job.options:
+                self.stream(job, reply.text)  # what was held back, and turned out to be no call
+            self.answer(job.number, reply)
 
     def stream(self, job: Job, text: str) -> None:
         """Send what is new in a growing text."""

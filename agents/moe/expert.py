@@ -201,7 +201,6 @@ class RemixEngine(TransformersEngine):
         """Find the routing of each prompt that will be written on; returns what there is to tell."""
         import torch
 
-        from ..engines.tokens import encode_chat
         from .letters import pad_prompts
         from .states import capture
 
@@ -211,9 +210,7 @@ class RemixEngine(TransformersEngine):
         kept: list[Request] = []
         for request in requests:
             with contextlib.suppress(InputError):  # the plain engine will say what is wrong
-                ids = encode_chat(
-                    loaded.tokenizer, request.messages, chat_template=self._chat_template
-                )
+                ids = self._prompt(request)
                 if ids and self._room(ids) >= 1:
                     prompts.append(ids)
                     kept.append(request)

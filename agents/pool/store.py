@@ -1,6 +1,6 @@
 """Finished replies on disk, so that no one is asked the same thing twice.
 
-A reply is found again by what was asked of which weights: revision, adapter, messages and sampling
+A reply is found again by what was asked of which weights: revision, adapter, messages, tools and sampling
 (its seed tells samples apart). The file is SQLite in write-ahead mode: a crash or `kill -9` loses at
 most the reply that was being written, and several processes may use one file.
 """
@@ -91,7 +91,9 @@ def _key(identity: str, request: Request) -> str:
     }
     # Recordings and scripts answer by question, not by words.
     asked["question"] = request.question_id
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    if request.tools:  # without them the key is what it was before there were any
+        asked |= {"tools": request.tools, "tool_choice": request.tool_choice}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=dict).encode()).hexdigest()
 
 
 def _encode(reply: Reply) -> dict[str, Any]:
@@ -104,6 +106,8 @@ def _decode(row: dict[str, Any], request_id: str) -> Reply:
     return Reply(
         request_id=request_id,
         text=row["text"],
+        tool_calls=tuple(row.get("tool_calls", ())),
+        reasoning=row.get("reasoning", ""),
         finish=row["finish"],
         usage=Usage(**row["usage"]),
         logprobs=tuple(

@@ -6,35 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...agents.engines import Failure, Reply, Request, Sampling
+from ...agents.engines import Failure, Reply, Request
+from ..drawing import Drawing
+from ..panel_answer import AGGREGATOR
 from .errors import clean, tell_sentence
+from .rendering import clean_calls
 
 if TYPE_CHECKING:
     from ...agents import Pool
 
-__all__ = ["AGGREGATOR", "BatchPool", "Drawing", "PanelEvent"]
-
-AGGREGATOR = "(aggregator)"
-"""No alias: whoever merged drafts, which it may have written one of."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drawing:
-    """How a request wants answers to be drawn; None leaves it to each expert's own settings."""
-
-    temperature: float | None = None
-    top_p: float | None = None
-    most_tokens: int | None = None
-
-    def apply(self, sampling: Sampling) -> Sampling:
-        """An expert's sampling as the request wants it; `most_tokens` only ever lowers its bound."""
-        limit = sampling.max_tokens if self.most_tokens is None else self.most_tokens
-        return replace(
-            sampling,
-            temperature=sampling.temperature if self.temperature is None else self.temperature,
-            top_p=sampling.top_p if self.top_p is None else self.top_p,
-            max_tokens=min(sampling.max_tokens, limit),
-        )
+__all__ = ["BatchPool", "PanelEvent"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +25,7 @@ class PanelEvent:
     event: Literal["expert_started", "expert_finished"]
     expert: str
     stage: str
-    """`reason`, or `aggregate` for the model that merges drafts."""
+    """`reason`, `aggregate` for the model that merges drafts, `close` for the one that has the last word."""
     failed: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -122,4 +103,4 @@ class BatchPool:
             return replace(reply, failure=told)
         if reply.finish == "length":
             self.cut.add((qid, alias if stage != "aggregate" else AGGREGATOR))
-        return replace(reply, text=clean(reply.text))
+        return replace(reply, text=clean(reply.text), tool_calls=clean_calls(reply.tool_calls))

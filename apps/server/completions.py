@@ -14,22 +14,15 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from ...agents import Pool
-from ...agents.engines import Request, Usage
+from ...agents.engines import Reply, Request, Usage
+from ..panel_answer import Form, PanelAnswer, cut_at, find_finish, tell_answer
 from .doorway import VISIT, Visit, explain_error, while_connected
 from .errors import ApiError
 from .experts import ask_expert, build_expert_requests, stream_expert
 from .panel import Asked, Panel
-from .rendering import Form, PanelAnswer, cut_at, tell_answer, tell_details
-from .replies import (
-    AnswerMessage,
-    ChatCompletion,
-    Choice,
-    Finish,
-    PanelCompletion,
-    TokenCount,
-    tell_logprobs,
-)
-from .requests import ExpertRequest, PanelRequest
+from .rendering import tell_details, tell_message
+from .replies import ChatCompletion, Choice, PanelCompletion, TokenCount, tell_logprobs
+from .requests import ExpertRequest, NamedTool, PanelRequest
 from .settings import EXPERT_PREFIX, ServerSettings
 from .streaming import Chunks, Put, send_events
 
@@ -98,6 +91,7 @@ class Completions:
         _limit("max_tokens", body.max_tokens, self.settings.max_tokens)
         _limit("max_completion_tokens", body.max_completion_tokens, self.settings.max_tokens)
         _limit("n", body.n, self.settings.max_n)
+        _check_choice(body)
 
     def _plan(self, body: PanelRequest | ExpertRequest) -> _Work:
         chunks = Chunks(
@@ -112,7 +106,7 @@ class Completions:
             return _PanelWork(self.panel, self.panel.read(body), form, body.stops, chunks)
         alias = body.model.removeprefix(EXPERT_PREFIX)
         requests = build_expert_requests(body, self.pool.catalog[alias], chunks.id)
-        return _ExpertWork(self.pool, alias, requests, chunks)
+        return _ExpertWork(self.pool, alias, requests, body.most_calls, chunks)
 
     @contextlib.asynccontextmanager
     async def _in_time(self, visit: Visit) -> AsyncGenerator[None]:
@@ -138,12 +132,12 @@ class _PanelWork:
 
     async def whole(self) -> ChatCompletion:
         answer = await self.panel.ask(self.asked, lambda _: None)
-        content, finish = self._tell(answer)
+        choice = self._tell(answer)
         return PanelCompletion(
             id=self.chunks.id,
             created=self.chunks.created,
             model=self.chunks.model,
-            choices=[_choose(0, content, finish)],
+            choices=[choice],
             usage=TokenCount.of(answer.usage),
             system_fingerprint=self.chunks.fingerprint,
             expertmix=tell_details(answer),
@@ -154,16 +148,25 @@ class _PanelWork:
         answer = await self.panel.ask(
             self.asked, lambda event: put(self.chunks.tell(event.to_json()))
         )
-        content, finish = self._tell(answer)
-        put(self.chunks.text(content))
+        choice = self._tell(answer)
+        if choice.message.reasoning_content:
+            put(self.chunks.thought(choice.message.reasoning_content))
+        if choice.message.content is not None:
+            put(self.chunks.text(choice.message.content))
+        if answer.closing is not None and answer.closing.tool_calls:
+            put(self.chunks.calls(answer.closing.tool_calls))
         details = tell_details(answer).model_dump(mode="json")
-        put(self.chunks.end(finish) | {"expertmix": details})
+        put(self.chunks.end(choice.finish_reason) | {"expertmix": details})
         if self.chunks.counts_usage:
             put(self.chunks.usage(answer.usage))
 
-    def _tell(self, answer: PanelAnswer) -> tuple[str, Finish]:
+    def _tell(self, answer: PanelAnswer) -> Choice:
         content, finish = tell_answer(answer, self.panel.resources.pool.catalog, self.form)
-        return cut_at(content, self.stops), finish
+        calls, thought = (), ""
+        if answer.closing is not None:
+            calls, thought = answer.closing.tool_calls, answer.closing.reasoning
+        message = tell_message(cut_at(content, self.stops), calls, thought)
+        return Choice(index=0, message=message, logprobs=None, finish_reason=finish)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +174,7 @@ class _ExpertWork:
     pool: Pool
     alias: str
     requests: list[Request]
+    most_calls: int | None
     chunks: Chunks
 
     async def whole(self) -> ChatCompletion:
@@ -179,15 +183,7 @@ class _ExpertWork:
             id=self.chunks.id,
             created=self.chunks.created,
             model=self.chunks.model,
-            choices=[
-                Choice(
-                    index=at,
-                    message=AnswerMessage(content=reply.text),
-                    logprobs=tell_logprobs(reply.logprobs),
-                    finish_reason="length" if reply.finish == "length" else "stop",
-                )
-                for at, reply in enumerate(replies)
-            ],
+            choices=[self._choose(at, reply) for at, reply in enumerate(replies)],
             usage=TokenCount.of(_add_up([reply.usage for reply in replies])),
             system_fingerprint=self.chunks.fingerprint,
         )
@@ -200,16 +196,32 @@ class _ExpertWork:
             stream_expert(self.pool, self.alias, self.requests)
         ) as pieces:
             async for piece in pieces:
+                if piece.reasoning:
+                    put(self.chunks.thought(piece.reasoning, piece.index))
                 if piece.text:
                     put(self.chunks.text(piece.text, piece.index))
                 if piece.reply is not None:
                     spent.append(piece.reply.usage)
-                    told = tell_logprobs(piece.reply.logprobs)
-                    finish = "length" if piece.reply.finish == "length" else "stop"
-                    logprobs = None if told is None else told.model_dump()
-                    put(self.chunks.end(finish, piece.index, logprobs=logprobs))
+                    self._end(put, piece.index, piece.reply)
         if self.chunks.counts_usage:
             put(self.chunks.usage(_add_up(spent)))
+
+    def _end(self, put: Put, index: int, reply: Reply) -> None:
+        calls = reply.tool_calls[: self.most_calls]
+        if calls:
+            put(self.chunks.calls(calls, index))
+        told = tell_logprobs(reply.logprobs)
+        logprobs = None if told is None else told.model_dump()
+        put(self.chunks.end(find_finish(reply), index, logprobs=logprobs))
+
+    def _choose(self, index: int, reply: Reply) -> Choice:
+        calls = reply.tool_calls[: self.most_calls]
+        return Choice(
+            index=index,
+            message=tell_message(reply.text, calls, reply.reasoning),
+            logprobs=tell_logprobs(reply.logprobs),
+            finish_reason=find_finish(reply),
+        )
 
 
 def _limit(name: str, value: int | None, most: int) -> None:
@@ -217,9 +229,20 @@ def _limit(name: str, value: int | None, most: int) -> None:
         raise ApiError(400, f"{name}: at most {most} are possible", param=name)
 
 
-def _choose(index: int, content: str, finish: Finish) -> Choice:
-    message = AnswerMessage(content=content)
-    return Choice(index=index, message=message, logprobs=None, finish_reason=finish)
+def _check_choice(body: PanelRequest | ExpertRequest) -> None:
+    """Refuse a tool that must be called and is not there."""
+    names = {spec["name"] for spec in body.specs}
+    if isinstance(body.tool_choice, NamedTool):
+        is_there = body.choice in names - {
+            "auto",
+            "none",
+            "required",
+        }  # engines read a choice in these
+    else:
+        is_there = body.choice != "required" or bool(names)
+    if not is_there:
+        told = "tool_choice: the tool that must be called is not among tools"
+        raise ApiError(400, told, param="tool_choice")
 
 
 def _add_up(usages: list[Usage]) -> Usage:

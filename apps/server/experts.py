@@ -13,6 +13,7 @@ from ...agents.engines import Reply, Request, Sampling
 from ...agents.pool import ExpertSpec
 from .chat import to_messages
 from .errors import clean, tell_failure
+from .rendering import clean_calls
 from .requests import ExpertRequest, ObjectFormat, SchemaFormat
 
 __all__ = ["Piece", "ask_expert", "build_expert_requests", "stream_expert"]
@@ -26,6 +27,7 @@ class Piece:
 
     index: int
     text: str = ""
+    reasoning: str = ""
     reply: Reply | None = None
 
 
@@ -48,7 +50,13 @@ def build_expert_requests(body: ExpertRequest, spec: ExpertSpec, name: str) -> l
         *(derive_seed(seed, at) if seed is not None else None for at in range(1, body.n or 1)),
     ]
     return [
-        Request(id=f"{name}#{at}", messages=messages, sampling=replace(sampling, seed=seed))
+        Request(
+            id=f"{name}#{at}",
+            messages=messages,
+            sampling=replace(sampling, seed=seed),
+            tools=body.specs,
+            tool_choice=body.choice,
+        )
         for at, seed in enumerate(seeds)
     ]
 
@@ -78,7 +86,10 @@ async def stream_expert(pool: Pool, alias: str, requests: list[Request]) -> Asyn
             async with contextlib.aclosing(pool.stream(alias, request)) as chunks:  # pyright: ignore[reportArgumentType]
                 async for chunk in chunks:
                     reply = None if chunk.reply is None else _check(alias, chunk.reply)
-                    arrivals.put_nowait(Piece(index=index, text=clean(chunk.text), reply=reply))
+                    text, thought = clean(chunk.text), clean(chunk.reasoning)
+                    arrivals.put_nowait(
+                        Piece(index=index, text=text, reasoning=thought, reply=reply)
+                    )
         except Exception as error:
             arrivals.put_nowait(error)
 
@@ -129,4 +140,4 @@ def _read_schema(body: ExpertRequest) -> Mapping[str, Any] | None:
 def _check(alias: str, reply: Reply) -> Reply:
     if reply.failure is not None:
         raise tell_failure({alias: reply.failure})
-    return replace(reply, text=clean(reply.text))
+    return replace(reply, text=clean(reply.text), tool_calls=clean_calls(reply.tool_calls))

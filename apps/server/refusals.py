@@ -11,7 +11,7 @@ from .requests import is_for_panel
 __all__ = ["explain_refusal"]
 
 BODY = "the body must be a JSON object with model and messages, sent as application/json"
-TOOLS = "no engine here calls tools yet; leave them out"
+TOOLS = "its newer names are tools and tool_choice"
 REFUSED = {
     "audio": "answers are text",
     "function_call": TOOLS,
@@ -24,20 +24,14 @@ REFUSED = {
     "presence_penalty": "only 0 can be honoured",
     "reasoning_effort": "how long an expert thinks cannot be set; max_tokens bounds what it writes",
     "store": "nothing is kept here; only false can be honoured",
-    "tool_calls": TOOLS,
-    "tool_choice": 'only "none" and "auto" can be honoured: ' + TOOLS,
-    "tools": TOOLS,
     "verbosity": "how much an expert writes cannot be set; max_tokens bounds it",
     "web_search_options": "nothing is looked up on the web",
 }
 """Fields of OpenAI's that cannot be honoured, and why."""
-PANEL_TOOLS = "tools are passed to the aggregator only, and no aggregator here calls tools"
 PANEL_REFUSED = {
     "logprobs": "the panel's answer is no single text; ask expert/… for log-probabilities",
     "n": "the panel gives one answer; ask for one",
     "response_format": "the panel's answer has its own form; ask expert/… for a JSON schema",
-    "tool_choice": PANEL_TOOLS,
-    "tools": PANEL_TOOLS,
     "top_logprobs": "the panel's answer is no single text; ask expert/… for log-probabilities",
 }
 EXPERT_REFUSED = {

@@ -1,146 +1,51 @@
-"""A panel's answer in words, and the details that come with it.
-
-By default the content is an ordinary answer that a person can read:
-
-1. the words of the model that merged the drafts, or else of the strongest expert that agrees with the
-   verdict (none where options were only scored);
-2. `Answer: …`, for choices with the option's text: what the panel settles on, always a line of its own;
-3. a line in brackets: how sure the panel is, who agreed, who said something else, who failed.
-
-With `"format": "answer"` it is the second alone, without the word: `(B) Paris`, `42`, `Paris`.
-Stop strings end what is told, not what the experts write: their answers have to be read first.
-"""
+"""Messages and details in OpenAI's shapes, out of what experts and panels said."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
 
-from ...agents import Catalog, same_answer, strip_thinking
-from ...agents.engines import Failure, Usage
-from ...graph import Solution
-from .batch_pool import AGGREGATOR
+from ...agents.engines import ToolCall
+from .. import panel_answer
+from ..panel_answer import PanelAnswer
 from .errors import clean
-from .replies import Finish, PanelDetails, PanelExpert
+from .replies import AnswerMessage, CalledFunction, FunctionCall, PanelDetails
 
-__all__ = ["Form", "PanelAnswer", "cut_at", "tell_answer", "tell_details"]
-
-Form = Literal["text", "answer"]
-ANSWER_LINE = re.compile(r"^[\W_]*(?:final\s+)?answer[\W_]*:.*$", re.IGNORECASE)
+__all__ = ["clean_calls", "tell_calls", "tell_details", "tell_message"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PanelAnswer:
-    """What came of one question."""
-
-    solution: Solution
-    cut: frozenset[str]
-    """Experts, or `AGGREGATOR`, whose words `max_tokens` ended."""
-    failures: Mapping[str, Failure]
-    """By expert."""
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether every expert failed."""
-        rows = self.solution.experts
-        return self.solution.answer is None and all(row["error"] is not None for row in rows)
-
-    @property
-    def usage(self) -> Usage:
-        """Tokens over all experts and the aggregator."""
-        return Usage(**self.solution.row["usage"])
-
-
-def tell_answer(answer: PanelAnswer, catalog: Catalog, form: Form) -> tuple[str, Finish]:
-    """The content of the message, and how its words ended."""
-    solution = answer.solution
-    words = _tell_words(solution)
-    if form == "answer":
-        return words or "", "stop"
-    speaker, prose = _find_prose(solution, catalog)
-    finish: Finish = "length" if speaker in answer.cut else "stop"
-    if words is None:
-        told = "No answer: " + (
-            "the panel is not sure enough." if solution.abstained else "none could be read."
-        )
-        # What a panel leaned to is no answer; what a model wrote that nobody can read may be one to a person.
-        parts = [told] if solution.abstained else [prose, told]
-    else:
-        parts = [_drop_answer_line(prose), f"Answer: {words}"]
-    return "\n\n".join([*filter(None, parts), f"({_tell_panel(solution)})"]), finish
-
-
-def cut_at(text: str, stops: Sequence[str]) -> str:
-    """The text up to the first of some strings."""
-    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)]
-
-
-def tell_details(answer: PanelAnswer) -> PanelDetails:
-    """How the answer came about, as plain values."""
-    row = answer.solution.row
-    return PanelDetails(
-        answer=row["answer"],
-        confidence=row["confidence"],
-        method=row["method"],
-        abstained=row["abstained"],
-        skills={clean(skill): share for skill, share in row["skills"].items()},
-        experts=[
-            PanelExpert(expert=e["expert"], reason=clean(e["reason"]), answer=e["answer"])
-            for e in row["experts"]
-        ],
-        votes={shown: list(who) for shown, who in row["votes"].items()},
-        dissent={shown: list(who) for shown, who in row["dissent"].items()},
-        missing=dict(row["missing"]),
-        note=row["note"],
+def tell_message(
+    content: str, calls: Sequence[ToolCall] = (), reasoning: str = ""
+) -> AnswerMessage:
+    """A message; one that only asks for calls has no content."""
+    return AnswerMessage(
+        content=None if calls and not content else content,
+        tool_calls=tell_calls(calls) if calls else None,
+        reasoning_content=clean(reasoning) or None,
     )
 
 
-def _tell_words(solution: Solution) -> str | None:
-    """The answer itself: for choices the letter with its option."""
-    answer, question = solution.answer, solution.question
-    if answer is None or not question.options:
-        return answer
-    letter = answer.strip().upper()
-    return f"({letter}) {question.options[question.letters.index(letter)]}"
+def tell_calls(calls: Sequence[ToolCall]) -> list[FunctionCall]:
+    """The calls that are asked for."""
+    return [
+        FunctionCall(
+            id=call["id"],
+            function=CalledFunction(name=call["name"], arguments=call["arguments"]),
+        )
+        for call in calls
+    ]
 
 
-def _find_prose(solution: Solution, catalog: Catalog) -> tuple[str, str]:
-    """Whose words stand for the panel's, and what they are."""
-    row, question = solution.row, solution.question
-    if row["method"] == "model":
-        return AGGREGATOR, strip_thinking(row["aggregation"]).strip()
-    spoke = [e for e in row["experts"] if e["error"] is None]
-    if solution.answer is not None:
-        spoke = [e for e in spoke if same_answer(e["answer"], solution.answer, question)]
-    # Experts that only scored the options have said nothing.
-    spoke = [e for e in spoke if not (question.options and catalog[e["expert"]].style != "reason")]
-    if not spoke:
-        return "", ""
-    best: Mapping[str, Any] = max(spoke, key=lambda e: e["weight"])
-    return best["expert"], strip_thinking(best["text"]).strip()
+def clean_calls(calls: Sequence[ToolCall], *, most: int | None = None) -> tuple[ToolCall, ...]:
+    """Calls in text that JSON can carry, at most so many of them."""
+    return tuple(
+        ToolCall(id=clean(call["id"]), name=clean(call["name"]), arguments=clean(call["arguments"]))
+        for call in calls[:most]
+    )
 
 
-def _drop_answer_line(text: str) -> str:
-    """Prose without a last line that only states the answer: the panel's own follows."""
-    lines = text.splitlines()
-    return "\n".join(lines[:-1]).strip() if lines and ANSWER_LINE.match(lines[-1]) else text
-
-
-def _tell_panel(solution: Solution) -> str:
-    """For instance `72% sure; agreed: a, b; dissent: c: 41; failed: d`."""
-    row = solution.row
-    agreed = [who for shown, who in row["votes"].items() if shown == solution.answer]
-    parts = [f"{solution.confidence:.0%} sure"] if row["chances"] else []
-    parts += [f"agreed: {_list(who)}" for who in agreed]
-    others = row["dissent"] if solution.answer is not None else row["votes"]
-    said = [f"{_list(who)}: {shown}" for shown, who in others.items()]
-    parts += [f"dissent: {', '.join(said)}"] if said else []
-    parts += [f"unreadable: {_list(row['unread'])}"] if row["unread"] else []
-    parts += [f"failed: {_list(list(row['missing']))}"] if row["missing"] else []
-    return "; ".join(parts) or "nobody answered"
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(dict.fromkeys(names))
+def tell_details(answer: PanelAnswer) -> PanelDetails:
+    """How a panel's answer came about. Skills and reasons may quote a model."""
+    told = panel_answer.tell_details(answer)
+    skills = {clean(skill): share for skill, share in told["skills"].items()}
+    experts = [{**row, "reason": clean(row["reason"])} for row in told["experts"]]
+    return PanelDetails.model_validate({**told, "skills": skills, "experts": experts})

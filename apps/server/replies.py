@@ -8,16 +8,18 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from ...agents.engines import TokenLogprob, Usage
+from ..panel_answer import Finish
 from .errors import clean
 
 __all__ = [
     "AnswerMessage",
+    "CalledFunction",
     "ChatCompletion",
     "Choice",
     "ChoiceLogprobs",
     "ErrorBody",
     "ErrorDetails",
-    "Finish",
+    "FunctionCall",
     "Health",
     "ModelCard",
     "ModelList",
@@ -30,7 +32,6 @@ __all__ = [
     "tell_logprobs",
 ]
 
-Finish = Literal["stop", "length"]
 LEAST_LOGPROB = -9999.0
 """What OpenAI says for a token that cannot be; JSON knows no infinity."""
 
@@ -76,12 +77,32 @@ class ChoiceLogprobs(_Reply):
     refusal: None = None
 
 
+class CalledFunction(_Reply):
+    """A tool and what it is to be called with."""
+
+    name: str
+    arguments: str
+    """JSON as the model wrote it: it may be no JSON, or not what the tool takes."""
+
+
+class FunctionCall(_Reply):
+    """A tool that the model wants to have called."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class AnswerMessage(_Reply):
     """The answer."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    """None where there are only calls."""
     refusal: None = None
+    tool_calls: list[FunctionCall] | None = None
+    reasoning_content: str | None = None
+    """What the model thought before it answered, where its engine tells that apart."""
 
 
 class Choice(_Reply):
@@ -132,6 +153,8 @@ class PanelDetails(_Reply):
     missing: dict[str, str]
     """Experts that failed, with the kind of failure in a sentence."""
     note: str
+    speaker: str | None
+    """Who had the last word with the request's tools: the aggregator; None where there were none."""
 
 
 class PanelCompletion(ChatCompletion):

@@ -19,13 +19,17 @@ __all__ = [
     "ChatRequest",
     "ChoiceOptions",
     "ExpertRequest",
+    "FunctionSpec",
     "JsonSchema",
+    "NamedFunction",
+    "NamedTool",
     "ObjectFormat",
     "OpenOptions",
     "PanelRequest",
     "SchemaFormat",
     "StreamOptions",
     "TextFormat",
+    "Tool",
     "is_for_panel",
 ]
 
@@ -67,6 +71,40 @@ class TextFormat(Strict):
     type: Literal["text"]
 
 
+ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+class FunctionSpec(Strict):
+    """What a model is told of a tool."""
+
+    name: ToolName
+    description: Text | None = None
+    parameters: Annotated[dict[str, Any], AfterValidator(insist_on_text)] | None = None
+    """A JSON Schema; without one, the tool takes nothing."""
+    strict: bool | None = None
+    """Ignored: arguments come as the model wrote them."""
+
+
+class Tool(Strict):
+    """A tool that a model may ask to have called. Nothing is called here."""
+
+    type: Literal["function"]
+    function: FunctionSpec
+
+
+class NamedFunction(Strict):
+    """The name of a tool."""
+
+    name: ToolName
+
+
+class NamedTool(Strict):
+    """The tool that must be called; one of `tools`."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
 class ChatRequest(Strict):
     """What requests to panels and to experts have in common."""
 
@@ -80,10 +118,14 @@ class ChatRequest(Strict):
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    """Anything but `none` and `auto` needs tools."""
+    parallel_tool_calls: bool | None = None
+    """`false`: of several calls that are asked for, the first is told."""
 
     # Without any bearing on the answer: ignored.
     metadata: dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
     prediction: dict[str, Any] | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
@@ -101,8 +143,6 @@ class ChatRequest(Strict):
     presence_penalty: float | None = Field(None, ge=0, le=0)
     reasoning_effort: None = None
     store: No | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
     verbosity: None = None
     web_search_options: None = None
 
@@ -116,6 +156,30 @@ class ChatRequest(Strict):
     def stops(self) -> tuple[str, ...]:
         """Strings that end the answer."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def specs(self) -> tuple[dict[str, Any], ...]:
+        """The tools as engines take them."""
+        functions = [tool.function for tool in self.tools or ()]
+        return tuple(
+            {
+                "name": function.name,
+                "description": function.description or "",
+                "parameters": function.parameters or {"type": "object", "properties": {}},
+            }
+            for function in functions
+        )
+
+    @property
+    def choice(self) -> str:
+        """Which tool is to be called, as engines take it."""
+        choice = self.tool_choice
+        return choice.function.name if isinstance(choice, NamedTool) else choice or "auto"
+
+    @property
+    def most_calls(self) -> int | None:
+        """How many calls the answer may ask for; None for any number."""
+        return 1 if self.parallel_tool_calls is False else None
 
     @property
     def counts_usage(self) -> bool:

@@ -9,7 +9,9 @@ from urllib.parse import urlsplit
 
 from ...agents.pool.specs import ExpertSpec, OpenAIExpert
 from ...graph import Resources
+from ...graph.closing import can_close
 from ...retrieval import InputError
+from ..limits import PANEL_PREFIX, count_calls, is_loopback
 
 __all__ = [
     "EXPERT_PREFIX",
@@ -20,7 +22,6 @@ __all__ = [
     "is_loopback",
 ]
 
-PANEL_PREFIX = "expertmix/"
 EXPERT_PREFIX = "expert/"
 
 
@@ -70,26 +71,13 @@ class ServerSettings:
             )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host, as far as its name tells."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
-
-
 def check_calls(resources: Resources, limit: int) -> int:
-    """The calls that a panel may make for one question: experts, samples, skills and aggregator.
-
-    Experts that stand in for failed ones are not counted.
+    """The calls that a panel may make for one question, with the last word that a request's tools ask for.
 
     Raises:
         InputError: they are more than `limit`.
     """
-    experts = resources.k if resources.adaptive is None else resources.adaptive.most
-    merges = resources.aggregator is not None or resources.aggregators is not None
-    skills = 0 if resources.extractor is None else resources.extractor.calls_per_question
-    calls = experts * resources.samples + int(merges) + skills
+    calls = count_calls(resources) + int(can_close(resources))
     if calls > limit:
         raise InputError(
             f"this panel may make {calls} calls for one question, more than the {limit} that the server "

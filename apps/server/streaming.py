@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from ...agents.engines import Usage
+from ...agents.engines import ToolCall, Usage
 from .errors import ApiError, ClientGone
+from .rendering import tell_calls
 from .replies import TokenCount
 
 __all__ = ["DONE", "Chunks", "Put", "send_events"]
@@ -47,6 +48,17 @@ class Chunks:
     def text(self, text: str, index: int = 0) -> dict[str, Any]:
         """A piece of an answer."""
         return self._chunk(index, {"content": text})
+
+    def thought(self, text: str, index: int = 0) -> dict[str, Any]:
+        """A piece of what a model thinks before it answers."""
+        return self._chunk(index, {"reasoning_content": text})
+
+    def calls(self, calls: Sequence[ToolCall], index: int = 0) -> dict[str, Any]:
+        """The calls that the answer asks for, each of them whole."""
+        told = [call.model_dump() for call in tell_calls(calls)]
+        return self._chunk(
+            index, {"tool_calls": [{"index": at, **call} for at, call in enumerate(told)]}
+        )
 
     def tell(self, details: dict[str, Any]) -> dict[str, Any]:
         """Nothing of the answer; something in the extension field. Clients that read only choices find none."""

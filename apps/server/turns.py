@@ -1,4 +1,4 @@
-"""Turns of a conversation, as a body has them: text, and nothing else."""
+"""Turns of a conversation, as a body has them: text, calls of tools and what they gave, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 __all__ = [
     "AssistantTurn",
+    "CallPart",
+    "CalledPart",
     "DeveloperTurn",
     "Strict",
     "SystemTurn",
     "Text",
     "TextPart",
+    "ToolTurn",
     "Turn",
     "UserTurn",
     "insist_on_text",
@@ -76,6 +79,21 @@ class UserTurn(Strict):
     name: Text | None = None
 
 
+class CalledPart(Strict):
+    """The tool of a call, and what it was called with."""
+
+    name: Text
+    arguments: Text
+
+
+class CallPart(Strict):
+    """A call that was asked for earlier."""
+
+    id: Text
+    type: Literal["function"]
+    function: CalledPart
+
+
 class AssistantTurn(Strict):
     """What was answered earlier, as clients send it back."""
 
@@ -86,7 +104,20 @@ class AssistantTurn(Strict):
     annotations: list[Any] | None = None
     audio: None = None
     function_call: None = None
-    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_calls: list[CallPart] | None = None
+    reasoning_content: str | None = None
+    """Ignored: what a model once thought is not shown to it again."""
 
 
-Turn = Annotated[SystemTurn | DeveloperTurn | UserTurn | AssistantTurn, Field(discriminator="role")]
+class ToolTurn(Strict):
+    """What a call gave."""
+
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: Text
+    name: Text | None = None
+
+
+Turn = Annotated[
+    SystemTurn | DeveloperTurn | UserTurn | AssistantTurn | ToolTurn, Field(discriminator="role")
+]

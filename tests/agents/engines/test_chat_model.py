@@ -10,7 +10,7 @@ import pytest
 from fault_server import FaultServer, body_of, fail, raw
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, GenericFakeChatModel
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 
 from expertmix.agents.engines import Failure, Message, Reply, Request, Sampling
@@ -274,3 +274,87 @@ async def test_no_more_requests_are_out_than_allowed() -> None:
     await engine.start()
     await engine.generate([ask(str(n)) for n in range(6)])
     assert peak == 2
+
+
+ADD = {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {}}}
+
+
+class ToolUser(BaseChatModel):
+    """Calls what it is given; keeps what it was bound to and asked with."""
+
+    bound: ClassVar[list[tuple[Any, Any]]] = []
+    seen: ClassVar[list[list[BaseMessage]]] = []
+
+    @property
+    def _llm_type(self) -> str:
+        return "tool-user"
+
+    def bind_tools(self, tools: Any, *, tool_choice: Any = None, **kwargs: Any) -> Any:
+        self.bound.append((tools, tool_choice))
+        return self.bind(**kwargs)
+
+    def _generate(self, messages: list[BaseMessage], *_: Any, **kwargs: Any) -> ChatResult:
+        self.seen.append(messages)
+        message = AIMessage(
+            "Let me see.",
+            additional_kwargs={"reasoning_content": "Hm."},
+            tool_calls=[{"id": "c1", "name": "add", "args": {"a": 1}}],
+            invalid_tool_calls=[
+                {"type": "invalid_tool_call", "id": None, "name": "add", "args": "{", "error": ""}
+            ],
+        )
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+@pytest.mark.parametrize(
+    ("choice", "bound"), [("auto", None), ("required", "any"), ("add", "add"), ("none", "unbound")]
+)
+async def test_tools_are_bound_and_calls_come_back(choice: str, bound: str | None) -> None:
+    ToolUser.bound.clear()
+    ToolUser.seen.clear()
+    past = '{"a": 1}'
+    turns: tuple[Message, ...] = (
+        *TURNS,
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [
+                {"id": "c0", "name": "add", "arguments": past},
+                {"id": "cx", "name": "add", "arguments": "{"},
+            ],
+        },
+        {"role": "tool", "content": "3", "tool_call_id": "c0"},
+    )
+    reply = await one(ToolUser(), ask(messages=turns, tools=(ADD,), tool_choice=choice))
+
+    tools = [{"type": "function", "function": ADD}]
+    assert ToolUser.bound == ([] if bound == "unbound" else [(tools, bound)])
+    calls, result = ToolUser.seen[0][-2:]
+    assert isinstance(calls, AIMessage)
+    assert [(call["id"], call["args"]) for call in calls.tool_calls] == [("c0", {"a": 1})]
+    assert [call["args"] for call in calls.invalid_tool_calls] == ["{"]
+    assert isinstance(result, ToolMessage)
+    assert (result.content, result.tool_call_id) == ("3", "c0")
+    one_, two = reply.tool_calls
+    assert one_ == {"id": "c1", "name": "add", "arguments": past}
+    assert (two["name"], two["arguments"], len(two["id"])) == ("add", "{", 9)
+    assert (reply.text, reply.reasoning) == ("Let me see.", "Hm.")
+
+
+async def test_a_model_that_takes_no_tools_says_so() -> None:
+    model = GenericFakeChatModel(messages=iter(["hello"]))
+    failure = failure_of(await one(model, ask(tools=(ADD,))))
+    assert (failure.kind, "takes no tools" in failure.message) == ("refused", True)
+
+
+async def test_thoughts_are_streamed_apart_from_what_is_said() -> None:
+    engine = ChatModelEngine("chat", ToolUser())
+    await engine.start()
+    chunks = [chunk async for chunk in engine.stream(ask(tools=(ADD,)))]
+    await engine.close()
+
+    reply = chunks[-1].reply
+    assert reply is not None
+    assert "".join(chunk.reasoning for chunk in chunks) == reply.reasoning == "Hm."
+    assert "".join(chunk.text for chunk in chunks) == reply.text == "Let me see."
+    assert reply.tool_calls[0]["name"] == "add"

@@ -32,7 +32,11 @@ from expertmix.agents.engines.frames import (
 
 FULL = Request(
     id="q1",
-    messages=({"role": "user", "content": "Grüße, 世界"}, {"role": "assistant", "content": "("}),
+    messages=(
+        {"role": "user", "content": "Grüße, 世界"},
+        {"role": "tool", "content": "3", "tool_call_id": "c0"},
+        {"role": "assistant", "content": "("},
+    ),
     sampling=Sampling(
         temperature=0.7,
         top_p=0.9,
@@ -44,10 +48,14 @@ FULL = Request(
     ),
     adapter="law",
     options=("A", "B"),
+    tools=({"name": "add", "description": "", "parameters": {"type": "object"}},),
+    tool_choice="add",
 )
 ANSWER = Reply(
     request_id="q1",
     text="(A)",
+    tool_calls=({"id": "c1", "name": "add", "arguments": '{"a": 1}'},),
+    reasoning="Hm.",
     finish="length",
     usage=Usage(prompt_tokens=3, completion_tokens=2, cached_tokens=1),
     logprobs=(TokenLogprob(token="(", logprob=-0.5, top=(("(", -0.5), ("[", -1.5))),),

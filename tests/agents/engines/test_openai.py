@@ -147,7 +147,7 @@ async def test_a_final_assistant_turn_is_continued_and_no_other(
     assert "continue_final_message" not in server.seen[1].body
 
 
-async def test_log_probabilities_are_read_and_thoughts_are_dropped(
+async def test_log_probabilities_are_read_and_thoughts_are_kept_apart(
     server: FaultServer, connect: Connect
 ) -> None:
     body = body_of("ok", finish="length", message={"reasoning_content": "hm, let me think"})
@@ -158,6 +158,7 @@ async def test_log_probabilities_are_read_and_thoughts_are_dropped(
     server.plan = [raw(json.dumps(body).encode())]
     reply = await one(connect())
     assert (reply.text, reply.finish) == ("ok", "length")
+    assert reply.reasoning == "hm, let me think"
     [token] = reply.logprobs
     assert (token.token, token.logprob) == ("ok", -0.5)
     assert token.top == (("ok", -0.5), ("no", -1.5))
@@ -656,3 +657,106 @@ async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+ADD = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "sent"),
+    [
+        ("auto", "auto"),
+        ("required", "required"),
+        ("add", {"type": "function", "function": {"name": "add"}}),
+        ("none", None),
+    ],
+)
+async def test_tools_calls_and_results_are_sent_as_openai_has_them(
+    server: FaultServer, connect: Connect, choice: str, sent: Any
+) -> None:
+    turns: tuple[Message, ...] = (
+        {"role": "user", "content": "1 + 2?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "c1", "name": "add", "arguments": '{"a": 1}'}],
+        },
+        {"role": "tool", "content": "3", "tool_call_id": "c1"},
+    )
+    await one(connect(), Request(id="r", messages=turns, tools=(ADD,), tool_choice=choice))
+
+    body = server.seen[0].body
+    function = {"name": "add", "arguments": '{"a": 1}'}
+    assert body["messages"] == [
+        turns[0],
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "c1", "type": "function", "function": function}],
+        },
+        turns[2],
+    ]
+    assert body.get("tools") == (None if sent is None else [{"type": "function", "function": ADD}])
+    assert body.get("tool_choice") == sent
+
+
+async def test_whole_calls_are_read_and_those_without_a_name_are_none(
+    server: FaultServer, connect: Connect
+) -> None:
+    calls = [
+        {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}},
+        {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}},
+        {"id": "c3", "function": {"arguments": "{}"}},
+        "rubbish",
+        {"id": 5, "index": "x", "function": {"name": "add"}},
+        {"id": "c6", "function": {"name": "add", "arguments": None}},
+    ]
+    server.plan = [say("", finish="tool_calls", tool_calls=calls)]
+    reply = await one(connect(), Request(id="r", messages=ask().messages, tools=(ADD,)))
+
+    assert reply.finish == "stop"
+    assert [(call["name"], call["arguments"]) for call in reply.tool_calls] == [
+        ("add", '{"a": 1}'),
+        ("add", '{"a": 2}'),
+        ("add", "{}"),
+    ]
+    ids = [call["id"] for call in reply.tool_calls]
+    assert (ids[0], len(set(ids)), all(ids)) == ("c1", 3, True)
+
+
+async def test_calls_and_thoughts_that_are_streamed_in_pieces_are_put_together(
+    server: FaultServer, connect: Connect
+) -> None:
+    def piece(index: int, **function: str) -> dict[str, Any]:
+        return {"tool_calls": [{"index": index, "function": function}]}
+
+    first = {"tool_calls": [{"index": 0, "id": "c1", "function": {"name": "add", "arguments": ""}}]}
+    second = {"tool_calls": [{"index": 1, "id": "c2", "function": {"name": "sub"}}]}
+    deltas = [
+        {"role": "assistant", "content": None, "reasoning_content": "Hm"},
+        {"reasoning": ", add."},
+        {"content": "Let me see."},
+        first,
+        piece(0, arguments='{"a"'),
+        second,
+        piece(1, arguments="{"),
+        piece(0, arguments=": 1}"),
+        piece(1, arguments="}"),
+    ]
+    events: list[Any] = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+    events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]})
+    lines = [f"data: {json.dumps(event)}\n\n".encode() for event in events]
+    server.plan = [stream_raw([*lines, b"data: [DONE]\n\n"])]
+    engine = connect()
+    await engine.start()
+    request = Request(id="r", messages=ask().messages, tools=(ADD,))
+    chunks = [chunk async for chunk in engine.stream(request)]
+
+    reply = chunks[-1].reply
+    assert reply is not None
+    assert [(c["id"], c["name"], c["arguments"]) for c in reply.tool_calls] == [
+        ("c1", "add", '{"a": 1}'),
+        ("c2", "sub", "{}"),
+    ]
+    assert reply.text == "".join(chunk.text for chunk in chunks) == "Let me see."
+    assert reply.reasoning == "".join(chunk.reasoning for chunk in chunks) == "Hm, add."

@@ -1,6 +1,7 @@
 """The replay engine gives back what was recorded, and says what was not."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,15 @@ async def test_real_recordings_replay_for_every_question_of_a_model(folder: str)
     assert not [reply.failure for reply in replies if reply.failure is not None]
     for row, reply in zip(mine, replies, strict=True):
         assert bool(reply.text) == row["answered"]
+
+
+async def test_tools_are_refused_unless_none_is_to_be_called(write: Write) -> None:
+    engine = ReplayEngine("replay", write([outcome("1", "B")]), "ada")
+    await engine.start()
+    asked = Request(id="r", messages=(), question_id="1", tools=({"name": "add"},))
+    [refused, answered] = await engine.generate([asked, replace(asked, tool_choice="none")])
+    await engine.close()
+
+    assert refused.failure is not None
+    assert (refused.failure.kind, "tool calls" in refused.failure.message) == ("refused", True)
+    assert answered.text == "Answer: (B)"

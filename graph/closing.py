@@ -71,11 +71,10 @@ def choose_speaker(resources: Resources, skills: Mapping[str, float]) -> str:
     Raises:
         InputError: the panel has no aggregator.
     """
-    if resources.aggregator is not None:
-        return resources.aggregator
-    if resources.aggregators is not None:
-        return resources.aggregators.choose(skills)
-    raise InputError(NO_SPEAKER)
+    speaker = resources.choose_aggregator(skills)
+    if speaker is None:
+        raise InputError(NO_SPEAKER)
+    return speaker
 
 
 async def close_with_tools(

@@ -153,7 +153,7 @@ async def decide_by_model(
     """Replace the verdicts of disputed questions by those of the model that merges drafts."""
     disputed: dict[str, list[Question]] = {}
     for question in questions:
-        alias = _choose_aggregator(context, state["skills"].get(question.id, {}))
+        alias = context.choose_aggregator(state["skills"].get(question.id, {}))
         verdict = verdicts[question.id]
         if alias is not None and needs_model(verdict, chance=_chance(verdict)):
             disputed.setdefault(alias, []).append(question)
@@ -188,12 +188,6 @@ def _show_drafts(verdict: Verdict, answers: Sequence[Answer]) -> Sequence[Answer
 
 def _chance(verdict: Verdict) -> float | None:
     return verdict.confidence if verdict.method == "posterior" else None
-
-
-def _choose_aggregator(context: Resources, skills: Mapping[str, float]) -> str | None:
-    if context.aggregator is not None or context.aggregators is None:
-        return context.aggregator
-    return context.aggregators.choose(skills)
 
 
 def _read_answer(row: Mapping[str, Any]) -> Answer:

@@ -173,6 +173,12 @@ class Resources:
     """Overrides every expert's own style."""
     seed: int = 0
 
+    def choose_aggregator(self, skills: Mapping[str, float]) -> str | None:
+        """The alias of the model that merges drafts of a question with these skills; None without one."""
+        if self.aggregator is not None or self.aggregators is None:
+            return self.aggregator
+        return self.aggregators.choose(skills)
+
 
 def check_questions(state: Asked) -> dict[str, Question]:
     """What came into the graph from outside, as questions by id.

@@ -23,6 +23,10 @@ def stay(state: State) -> State:
     return state
 
 
+def leave(_: State) -> str:
+    return END
+
+
 def show(graph: Any) -> dict[str, str]:
     return graph._repr_mimebundle_()
 
@@ -94,7 +98,7 @@ def test_names_are_escaped_and_any_graph_can_be_shown() -> None:
     graph.add_edge("<b>", "right")
     graph.add_edge("left", "loop")
     graph.add_edge("right", "loop")
-    graph.add_conditional_edges("loop", lambda _: END, ["loop", "left", END])
+    graph.add_conditional_edges("loop", leave, ["loop", "left", END])
     shown = show(show_locally(graph.compile()))
     assert "<b>" not in shown["text/html"]
     assert sorted(labels(shown["text/html"])) == ["<b>", "end", "left", "loop", "right", "start"]

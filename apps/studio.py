@@ -17,6 +17,7 @@ import asyncio
 import atexit
 import functools
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,21 @@ async def make_panel() -> Any:
     return create_graph(resources, approval=_wants_approval(), name="panel")
 
 
-@functools.cache
+_opening = threading.Lock()  # functools.cache lets several threads make a first value each
+
+
 def open_resources() -> Resources:
-    """The process's pool. Nothing is loaded before a question comes.
+    """The process's panel. Nothing is loaded before a question comes.
 
     Raises:
         InputError: what the environment names is not there, or does not fit together.
     """
+    with _opening:
+        return _make_resources()
+
+
+@functools.cache
+def _make_resources() -> Resources:
     named = os.environ.get("EXPERTMIX_POOL")
     pool = Pool(Catalog.load(find_pool(Path(named) if named else None)))
     profile = os.environ.get("EXPERTMIX_PROFILE") or None

@@ -78,7 +78,9 @@ def describe_plan(context: Resources, state: PanelState) -> dict[str, Any]:
             for alias, count in calls.most_common()
         },
         "calls": calls.total(),
-        "most_calls": calls.total() if adaptive is None else adaptive.count(number),
+        "most_calls": calls.total()
+        if adaptive is None
+        else adaptive.count(number) * context.samples,
         "aggregator": context.aggregator,
     }
     try:
@@ -110,5 +112,7 @@ def _do_without(context: Resources, state: PanelState, barred: set[str]) -> dict
         kept = [row for row in before if row["expert"] not in barred]
         taken = {row["expert"] for row in kept} | barred
         spare = [r.to_json() for r in ranked[question.id] if r.expert not in taken]
-        changed[question.id] = [*kept, *spare[: len(before) - len(kept)]]
+        # An expert may have been drawn several times; each of its calls goes to somebody else.
+        lost = sum(row.get("draws", 1) for row in before if row["expert"] in barred)
+        changed[question.id] = [*kept, *spare[:lost]]
     return changed

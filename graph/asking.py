@@ -96,11 +96,14 @@ async def ask_batch(batch: ExpertBatch, runtime: Runtime[Resources]) -> dict[str
     return rows
 
 
-def fail_batch(batch: ExpertBatch, error: BaseException) -> dict[str, Json]:
-    """The answers of an expert that crashed, timed out, or failed for good: all failed, with the reason."""
+def fail_batch(batch: ExpertBatch, error: BaseException | str) -> dict[str, Json]:
+    """The answers of an expert that crashed, timed out, or failed for good: all failed, with the reason.
+
+    Of an error that was read back from a checkpoint LangGraph has the words alone.
+    """
     if isinstance(error, ExpertFailed):
         return error.rows
-    sentence = f"{type(error).__name__}: {error}"
+    sentence = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     return {
         f"{row['id']}#0": Answer(
             question_id=row["id"], expert=batch["expert"], error=sentence
@@ -132,13 +135,12 @@ async def _generate(
 ) -> list[Reply]:
     """The replies in order; a failure in the place of each that did not come in time."""
     pool, seconds = runtime.context.pool, runtime.context.expert_seconds
-    with listen(runtime, expert, len(requests)):
-        if seconds is None:
-            return await pool.generate(expert, requests, stage="reason")
-        came: dict[str, Reply] = {}
+    came: dict[str, Reply] = {}
+    with listen(runtime, expert, len(requests)) as count:
 
         def keep(reply: Reply) -> None:
             came[reply.request_id] = reply
+            count(reply)
 
         limit = asyncio.timeout(seconds)
         try:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from langgraph.cache.base import BaseCache
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
-from langgraph.runtime import Runtime
+from langgraph.runtime import Runtime, get_runtime
 from langgraph.types import RetryPolicy, TimeoutPolicy
 
+from ..retrieval import InputError
 from .approval import approve_plan
 from .asking import RETRY
 from .caching import CACHING, WithoutFailures
@@ -79,8 +80,9 @@ def build_graph(
 
     graph.add_edge(START, "extract_skills")
     graph.add_edge("extract_skills", "recruit")
-    graph.add_conditional_edges(last, bind(ask_recruits, cached=cached), ["reason", "aggregate"])
-    graph.add_conditional_edges("reason", bind(go_on), ["recruit", "aggregate"])
+    decide = functools.partial(_bind_edge, resources)
+    graph.add_conditional_edges(last, decide(ask_recruits, cached=cached), ["reason", "aggregate"])
+    graph.add_conditional_edges("reason", decide(go_on), ["recruit", "aggregate"])
     graph.add_edge("aggregate", END)
     return graph
 
@@ -114,23 +116,50 @@ def create_graph(
     return show_locally(graph.compile(cache=kept, **settings))
 
 
-def _bind(resources: Resources | None, step: T, **more: Any) -> T:
+def _bind(resources: Resources | None, step: T) -> T:
     """A step of the graph that works with these resources instead of the run's context.
 
     LangGraph reads from a step's signature what it wants; the bound step keeps it.
     """
-    if resources is None and not more:
+    if resources is None:
         return step
-
-    def prepare(runtime: Runtime[Resources]) -> Runtime[Resources]:
-        return runtime if resources is None else runtime.override(context=resources)
 
     @functools.wraps(step)
     async def bound_async(*given: Any, runtime: Runtime[Resources], **named: Any) -> Any:
-        return await step(*given, **named, runtime=prepare(runtime), **more)
+        return await step(*given, **named, runtime=runtime.override(context=resources))
 
     @functools.wraps(step)
     def bound(*given: Any, runtime: Runtime[Resources], **named: Any) -> Any:
-        return step(*given, **named, runtime=prepare(runtime), **more)
+        return step(*given, **named, runtime=runtime.override(context=resources))
 
     return bound_async if inspect.iscoroutinefunction(step) else bound  # pyright: ignore[reportReturnType]
+
+
+def _bind_edge(
+    resources: Resources | None, edge: Callable[..., Any], **more: Any
+) -> Callable[[Any], Awaitable[Any]]:
+    """A condition of the graph with its runtime; `update_state` asks conditions too, and has none."""
+
+    @functools.wraps(edge, assigned=("__module__", "__name__", "__doc__"))
+    async def decide(state: Any) -> Any:
+        runtime = _find_runtime(resources)
+        decided = edge(state, runtime, **more)
+        return await decided if inspect.isawaitable(decided) else decided
+
+    del decide.__wrapped__  # LangGraph would read the condition's own signature
+    return decide
+
+
+def _find_runtime(resources: Resources | None) -> Runtime[Resources]:
+    try:
+        runtime = get_runtime(Resources)
+    except (KeyError, RuntimeError):
+        runtime = Runtime[Resources]()
+    if resources is not None:
+        return runtime.override(context=resources)
+    if runtime.context is None:  # pyright: ignore[reportUnnecessaryComparison]
+        raise InputError(
+            "the panel has no resources here: give them to the run (`context=resources`), or bind them with "
+            "`create_graph(resources)`, which update_state needs"
+        )
+    return runtime

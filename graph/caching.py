@@ -41,7 +41,9 @@ def find_key(context: Resources, batch: ExpertBatch) -> str:
     asked = [
         {**asdict(request), "question": None} for request in build_batch(context, batch, questions)
     ]
-    content = [identity, asked, [asdict(question) for question in questions]]
+    # Where the answers go next is cached with them.
+    goes_on = context.adaptive is not None or context.substitute
+    content = [identity, asked, [asdict(question) for question in questions], goes_on]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

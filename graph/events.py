@@ -101,7 +101,7 @@ class ExpertTokens(TypedDict):
 
 
 class ExpertProgress(TypedDict):
-    """Replies came, those that come together in one event. What the answer store knew is not among them."""
+    """Replies came, out of the answer store or from the model; at most a hundred of these for one asking."""
 
     event: Literal["expert_progress"]
     expert: str

@@ -62,6 +62,7 @@ async def extract_skills(state: Asked, runtime: Runtime[Resources]) -> Begun:
         "barred": [],
         "refusal": "",
         "answers": {FORGET: {}},
+        "verdicts": {},
     }
 
 

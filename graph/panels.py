@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -154,6 +155,8 @@ async def decide_by_model(
     disputed: dict[str, list[Question]] = {}
     for question in questions:
         alias = context.choose_aggregator(state["skills"].get(question.id, {}))
+        if alias in state.get("barred", ()):
+            continue
         verdict = verdicts[question.id]
         if alias is not None and needs_model(verdict, chance=_chance(verdict)):
             disputed.setdefault(alias, []).append(question)
@@ -169,7 +172,8 @@ async def decide_by_model(
         ]
         tell({"event": "aggregator_started", "expert": alias, "questions": len(requests)})
         try:
-            replies = await context.pool.generate(alias, requests, stage="aggregate")
+            async with asyncio.timeout(context.expert_seconds):
+                replies = await context.pool.generate(alias, requests, stage="aggregate")
         except Exception as error:
             # Whatever went wrong there, the panel's votes stand and say what is missing.
             failure = Failure(kind="engine", message=f"{type(error).__name__}: {error}")

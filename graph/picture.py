@@ -86,18 +86,29 @@ def _find_columns(names: list[str], edges: list[Edge]) -> dict[str, int]:
     after: dict[str, list[str]] = {name: [] for name in names}
     for edge in edges:
         after[edge.source].append(edge.target)
-    columns = dict.fromkeys(names, 0)
+    order: list[str] = []
+    forward: list[tuple[str, str]] = []
+    state: dict[str, str] = {}
 
-    def walk(name: str, way: tuple[str, ...]) -> None:
-        columns[name] = max(columns[name], len(way))
+    def walk(name: str) -> None:
+        state[name] = "open"
         for target in after[name]:
-            if target not in way and target != name:
-                walk(target, (*way, name))
+            if state.get(target) != "open":  # else it leads back
+                forward.append((name, target))
+                if target not in state:
+                    walk(target)
+        state[name] = "done"
+        order.append(name)
 
     entered = {edge.target for edge in edges}
-    for name in names:
-        if name not in entered:
-            walk(name, ())
+    for name in sorted(names, key=lambda name: name in entered):  # starts first
+        if name not in state:
+            walk(name)
+    columns = dict.fromkeys(names, 0)
+    for name in reversed(order):
+        for source, target in forward:
+            if source == name:
+                columns[target] = max(columns[target], columns[name] + 1)
     return columns
 
 

@@ -107,4 +107,4 @@ def _write_reasons(experts: Sequence[Mapping[str, Any]]) -> str:
 
 def _safe(text: str) -> str:
     cut = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
-    return html.escape(cut)
+    return html.escape(cut.encode("utf-8", "replace").decode())  # half a surrogate pair is no JSON

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired, cast
 
 from typing_extensions import TypedDict
 
@@ -22,7 +22,7 @@ from ..agents import (
     Pool,
     SkillExtractor,
 )
-from ..retrieval import Question
+from ..retrieval import InputError, Question
 
 __all__ = [
     "FORGET",
@@ -97,6 +97,8 @@ class Started(Asked, Skilled, Recruited):
 
 class Begun(Started, Decided):
     """That, and nothing decided yet."""
+
+    verdicts: dict[str, Json]
 
 
 class Answered(TypedDict):
@@ -173,6 +175,19 @@ class Resources:
     """Overrides every expert's own style."""
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse what can never work.
+
+        Raises:
+            InputError: numbers out of range.
+        """
+        if self.k < 1 or self.samples < 1:
+            raise InputError(f"k is {self.k} and samples is {self.samples}; both are 1 or more")
+        if self.expert_seconds is not None and not self.expert_seconds > 0:
+            raise InputError(
+                f"expert_seconds is {self.expert_seconds:g}; give more than 0, or None"
+            )
+
     def choose_aggregator(self, skills: Mapping[str, float]) -> str | None:
         """The alias of the model that merges drafts of a question with these skills; None without one."""
         if self.aggregator is not None or self.aggregators is None:
@@ -181,12 +196,24 @@ class Resources:
 
 
 def check_questions(state: Asked) -> dict[str, Question]:
-    """What came into the graph from outside, as questions by id.
+    """What came into the graph from outside, as questions by id. One without an id gets its key.
 
     Raises:
-        InputError: as `Question.from_json`.
+        InputError: as `Question.from_json`; no questions by id, or one under another's id.
     """
-    return {qid: Question.from_json(row) for qid, row in state["questions"].items()}
+    given: object = state.get("questions")
+    if not isinstance(given, Mapping):
+        raise InputError('the graph takes {"questions": {ID: {"text": …}}}, as `Question.to_json`')
+    questions: dict[str, Question] = {}
+    for qid, row in cast("Mapping[str, Any]", given).items():
+        try:
+            question = Question.from_json(row, default_id=qid)
+        except InputError as error:
+            raise InputError(f'question "{qid}": {error}') from None
+        if question.id != qid:
+            raise InputError(f'question "{question.id}" stands under the key "{qid}"; use its id')
+        questions[qid] = question
+    return questions
 
 
 def read_questions_of(state: Asked) -> list[Question]:

@@ -106,12 +106,22 @@ class Launcher:
 
     async def _spawn(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            # Opening files and forking block; a loop, ours or a server's, had better not.
-            self._log, self._process = await asyncio.to_thread(self._open_process, theirs.fileno())
-        loop = asyncio.get_running_loop()
+        try:
+            with theirs:
+                # Opening files and forking block; a loop, ours or a server's, had better not.
+                opening = asyncio.ensure_future(
+                    asyncio.to_thread(self._open_process, theirs.fileno())
+                )
+                try:
+                    await asyncio.shield(opening)
+                finally:  # a fork that has begun is waited for, so that `close` knows of it
+                    self._log, self._process = await opening
+        except BaseException:
+            ours.close()
+            raise
         ours.setblocking(False)
         self._control = ours
+        loop = asyncio.get_running_loop()
         self._ready = loop.create_future()
         loop.add_reader(ours, self._hear)
 
@@ -130,11 +140,11 @@ class Launcher:
         )
         return log, process
 
-    def _open_log(self, name: str) -> IO[bytes]:
+    def _open_log(self, name: str, number: int = 0) -> IO[bytes]:
         if self.logs is None:
             return tempfile.TemporaryFile()
         self.logs.mkdir(parents=True, exist_ok=True)
-        return (self.logs / f"{name}-{os.getpid()}-{self._orders}.log").open("w+b")
+        return (self.logs / f"{name}-{os.getpid()}-{number}.log").open("w+b")
 
     def _hear(self) -> None:
         """Take one report of the zygote."""
@@ -185,13 +195,17 @@ class Launcher:
         Raises:
             EngineError: there is no zygote to fork from.
         """
-        await self.start()
-        assert self._control is not None
-        loop = asyncio.get_running_loop()
         self._orders += 1
         number = self._orders
+        log = await asyncio.to_thread(self._open_log, name, number)
+        try:
+            await self.start()
+        except BaseException:
+            log.close()
+            raise
+        assert self._control is not None  # nothing is awaited from here to the order
+        loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
-        log = await asyncio.to_thread(self._open_log, name)
         self._pids[number] = pid = loop.create_future()
         self._exits[number] = exited = loop.create_future()
         with theirs:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,15 @@ def test_what_the_environment_gets_wrong_is_one_sentence(
 ) -> None:
     monkeypatch.setenv("EXPERTMIX_POOL", str(write_pool(tmp_path)))
     monkeypatch.setenv(variable, value)
-    studio.open_resources.cache_clear()
     with pytest.raises(InputError, match=sentence):
         asyncio.run(studio.make_chat())
+
+
+def test_first_questions_that_come_together_open_one_pool(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EXPERTMIX_POOL", str(write_pool(tmp_path)))
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda _: studio.open_resources(), range(8)))
+    assert len({id(resources.pool) for resources in made}) == 1
+    made[0].pool.close()

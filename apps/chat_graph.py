@@ -8,8 +8,7 @@ from langchain_core.messages import AIMessage
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
-from ..graph import Resources, Solution, create_graph
-from ..graph.picture import show_locally
+from ..graph import Resources, Solution, create_graph, show_locally
 from ..graph.solve import make_row
 from ..retrieval import Question
 from .chat.messages import to_turns

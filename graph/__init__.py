@@ -8,6 +8,7 @@ from .draining import drain_on_signal
 from .events import GraphEvent, describe_events
 from .extractors import choose_extractor, tell_reference_skills
 from .panels import recruit_first
+from .picture import show_locally
 from .profiling import ProfileFolder
 from .resources import make_resources
 from .result import Result, Score, Solution, wilson_interval
@@ -40,6 +41,7 @@ __all__ = [
     "rank_aggregators",
     "recruit_first",
     "run_batch",
+    "show_locally",
     "solve",
     "solve_many",
     "tell_reference_skills",

@@ -27,7 +27,7 @@ from .nodes import (
     recruit_experts,
 )
 from .picture import show_locally
-from .state import ExpertBatch, PanelInput, PanelOutput, PanelState, Resources
+from .state import NO_RESOURCES, ExpertBatch, PanelInput, PanelOutput, PanelState, Resources
 
 __all__ = ["build_graph", "create_graph"]
 
@@ -152,14 +152,12 @@ def _bind_edge(
 
 def _find_runtime(resources: Resources | None) -> Runtime[Resources]:
     try:
-        runtime = get_runtime(Resources)
+        found: Runtime[Resources] | None = get_runtime(Resources)
     except (KeyError, RuntimeError):
-        runtime = Runtime[Resources]()
+        found = None
+    runtime: Runtime[Any] = Runtime() if found is None else found
     if resources is not None:
         return runtime.override(context=resources)
-    if runtime.context is None:  # pyright: ignore[reportUnnecessaryComparison]
-        raise InputError(
-            "the panel has no resources here: give them to the run (`context=resources`), or bind them with "
-            "`create_graph(resources)`, which update_state needs"
-        )
+    if runtime.context is None:
+        raise InputError(NO_RESOURCES)
     return runtime

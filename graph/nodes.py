@@ -11,6 +11,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command, Send
 
 from ..agents import abstain
+from ..retrieval import InputError
 from .asking import ask_batch, fail_batch
 from .caching import find_key
 from .events import GraphEvent
@@ -25,6 +26,7 @@ from .panels import (
 from .replacing import replace_failed
 from .state import (
     FORGET,
+    NO_RESOURCES,
     Answered,
     Asked,
     Begun,
@@ -48,7 +50,13 @@ __all__ = [
 
 
 async def extract_skills(state: Asked, runtime: Runtime[Resources]) -> Begun:
-    """Work out which skills each question needs."""
+    """Work out which skills each question needs.
+
+    Raises:
+        InputError: as `check_questions`; the run has no resources.
+    """
+    if runtime.context is None:  # pyright: ignore[reportUnnecessaryComparison]
+        raise InputError(NO_RESOURCES)
     extractor = runtime.context.extractor
     questions = check_questions(state)
     found = {} if extractor is None else await extractor.extract(list(questions.values()))

@@ -26,6 +26,7 @@ from ..retrieval import InputError, Question
 
 __all__ = [
     "FORGET",
+    "NO_RESOURCES",
     "Answered",
     "Asked",
     "Begun",
@@ -44,6 +45,10 @@ __all__ = [
 ]
 
 Json = dict[str, Any]
+NO_RESOURCES = (
+    "the panel has no resources: give them to the run (`context=resources`), or bind them with "
+    "`create_graph(resources)`, which update_state needs"
+)
 FORGET = ""
 """No expert's name: an update of the answers with this key begins anew."""
 
@@ -201,7 +206,7 @@ def check_questions(state: Asked) -> dict[str, Question]:
     Raises:
         InputError: as `Question.from_json`; no questions by id, or one under another's id.
     """
-    given: object = state.get("questions")
+    given = cast("object", state.get("questions"))
     if not isinstance(given, Mapping):
         raise InputError('the graph takes {"questions": {ID: {"text": …}}}, as `Question.to_json`')
     questions: dict[str, Question] = {}

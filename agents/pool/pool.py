@@ -30,6 +30,7 @@ from .assembly import Given
 from .broadcast import Broadcast
 from .catalog import Catalog
 from .conversion import cache_folder
+from .delivery import Delivery
 from .events import PoolEvent
 from .groups import Group, group_experts
 from .host import Host
@@ -142,13 +143,12 @@ class Pool:
         if len({request.id for request in requests}) != len(requests):
             raise ValueError("two requests of one call have the same id")
         asked = [self._dress(request, alias) for request in requests]
-        caller = asyncio.get_running_loop()
+        delivery = on_reply and Delivery(asyncio.get_running_loop(), on_reply)
 
         def deliver(reply: Reply) -> None:
             call.hear(reply)
-            if on_reply is not None:
-                with contextlib.suppress(RuntimeError):  # its loop was closed: nobody listens
-                    caller.call_soon_threadsafe(on_reply, reply)
+            if delivery is not None:
+                delivery.deliver(reply)
 
         call = self._tracing.begin(alias, self._groups[spec.alias], asked, stage)
         with call, call.current():

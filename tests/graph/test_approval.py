@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from expertmix.agents import Pool
 from expertmix.agents.engines.scripted import Faults, ScriptedEngine
 from expertmix.graph import Resources, create_graph
-from expertmix.retrieval import Question
+from expertmix.retrieval import InputError, Question
 
 CONFIG: Any = {"configurable": {"thread_id": "1"}}
 
@@ -35,7 +35,8 @@ def engines(*names: str, **faults: Faults) -> dict[str, ScriptedEngine]:
 
 
 def panel(pool: Pool, **settings: Any) -> Any:
-    resources = Resources(pool=pool, k=2, experts=tuple("abcd"), **settings)
+    settings = {"k": 2, "experts": tuple("abcd")} | settings
+    resources = Resources(pool=pool, **settings)
     return create_graph(resources, approval=True, checkpointer=InMemorySaver())
 
 
@@ -110,3 +111,41 @@ async def test_doing_without_everybody_ends_without_an_answer() -> None:
         decision = {"approved": True, "without": list("abcd")}
         state = await graph.ainvoke(Command(resume=decision), CONFIG)
     assert state["verdicts"]["q0"]["method"] == "none"
+
+
+async def test_whoever_is_barred_merges_no_drafts_either() -> None:
+    made = engines(*"abc") | {"d": ScriptedEngine("d", {"*": "Answer: 8"})}
+    async with Pool.from_engines(made) as pool:
+        graph = panel(pool, k=4, aggregator="c", seed=1)
+        await graph.ainvoke(questions(1), CONFIG)
+        decision = {"approved": True, "without": ["c"]}
+        state = await graph.ainvoke(Command(resume=decision), CONFIG)
+    assert made["c"].calls == 0
+    assert state["verdicts"]["q0"]["method"] == "vote"
+
+
+async def test_recruits_can_be_edited_between_the_steps() -> None:
+    made = engines(*"abcd")
+    async with Pool.from_engines(made) as pool:
+        resources = Resources(pool=pool, k=1, experts=tuple("abcd"))
+        graph: Any = create_graph(
+            resources, checkpointer=InMemorySaver(), interrupt_after=["recruit"]
+        )
+        state = await graph.ainvoke(questions(1), CONFIG)
+        [first] = state["recruits"]["q0"]
+        other = next(name for name in "abcd" if name != first["expert"])
+        edited = {"recruits": {"q0": [{**first, "expert": other}]}}
+        await graph.aupdate_state(CONFIG, edited)
+        state = await graph.ainvoke(None, CONFIG)  # after a round it recruits, and stops again
+        if not state["verdicts"]:
+            state = await graph.ainvoke(None, CONFIG)
+    assert {name for name, engine in made.items() if engine.calls} == {other}
+    assert state["verdicts"]["q0"]["answer"] == "7"
+
+
+async def test_editing_without_resources_says_what_to_do() -> None:
+    async with Pool.from_engines(engines("a")) as pool:
+        graph: Any = create_graph(checkpointer=InMemorySaver(), interrupt_after=["recruit"])
+        await graph.ainvoke(questions(1), CONFIG, context=Resources(pool=pool, k=1))
+        with pytest.raises(InputError, match=r"create_graph\(resources\)"):
+            await graph.aupdate_state(CONFIG, {"recruits": {}})

@@ -10,13 +10,14 @@ import pytest
 from langgraph.types import RetryPolicy, TimeoutPolicy
 from pydantic import TypeAdapter
 
-from expertmix.agents import Pool
+from expertmix.agents import Catalog, Pool
 from expertmix.agents.engines import Failure, Reply, Request
 from expertmix.agents.engines.scripted import Faults, ScriptedEngine
 from expertmix.graph import Resources, create_graph
-from expertmix.graph.asking import RetryableExpertError
+from expertmix.graph.asking import RetryableExpertError, fail_batch
 from expertmix.graph.events import GraphEvent, describe_events
-from expertmix.retrieval import Question
+from expertmix.graph.state import ExpertBatch
+from expertmix.retrieval import InputError, Question
 
 AT_ONCE = RetryPolicy(max_attempts=2, initial_interval=0.01, retry_on=RetryableExpertError)
 EVENT: TypeAdapter[Any] = TypeAdapter(GraphEvent)
@@ -60,7 +61,7 @@ async def run(
     """What comes of it, and the events."""
     told: list[dict[str, Any]] = []
     state: dict[str, Any] = {}
-    settings: dict[str, Any] = {"k": len(engines), "substitute": False, **more}
+    settings: dict[str, Any] = {"k": len(engines), "substitute": False} | more
     async with Pool.from_engines(engines) as pool:
         compiled = create_graph(Resources(pool=pool, **settings), **(graph or {}))
         async for mode, part in compiled.astream(
@@ -168,6 +169,61 @@ async def test_every_event_is_as_its_schema_says() -> None:
     assert named(told, "questions_merged")[0]["answered"] == 4
 
 
+async def test_models_that_take_turns_are_heard_too() -> None:
+    """They live in a task of the pool's own, which knows nothing of this run."""
+    experts = [{"alias": name, "engine": "given", "memory_gib": 1.0} for name in "ab"]
+    catalog = Catalog.from_dict({"experts": experts, "max_resident": 1})
+    engines = {name: says(name, load_seconds=0.02, latency=0.05) for name in "ab"}
+    async with Pool(catalog, engines=engines) as pool:
+        graph = create_graph(Resources(pool=pool, k=2))
+        told: list[Any] = [part async for part in graph.astream(questions(2), stream_mode="custom")]
+    for part in told:
+        EVENT.validate_python(part, strict=True)
+    for name in "ab":
+        of_one = [part["event"] for part in told if part.get("expert") == name]
+        assert {"expert_loading", "expert_ready", "expert_progress"} <= set(of_one)
+    assert len(named(told, "pool_swap")) == 1
+
+
+async def test_runs_that_share_a_pool_hear_of_their_own_replies() -> None:
+    async def run_one(pool: Pool, number: int) -> list[Any]:
+        graph = create_graph(Resources(pool=pool, k=1))
+        return [part async for part in graph.astream(questions(number), stream_mode="custom")]
+
+    async with Pool.from_engines({"a": says("a", latency=0.1)}) as pool:
+        runs = await asyncio.gather(*(run_one(pool, number) for number in (2, 3, 5)))
+    for number, told in zip((2, 3, 5), runs, strict=True):
+        assert [part["requests"] for part in named(told, "expert_queued")] == [number]
+        progress = named(told, "expert_progress")
+        assert [part["replies"] for part in progress] == list(range(1, number + 1))
+        assert {part["of"] for part in progress} == {number}
+
+
+async def test_an_aggregator_that_hangs_costs_its_seconds_and_no_verdict() -> None:
+    engines = {
+        "a": says("a"),
+        "b": ScriptedEngine("b", {"*": "Answer: 8"}),
+        "judge": says("judge", Faults(hang_ids={"*"})),
+    }
+    state, _ = await run(
+        engines, 1, k=2, experts=("a", "b"), aggregator="judge", expert_seconds=0.3
+    )
+    assert state["verdicts"]["q0"]["method"] == "vote"
+    assert state["verdicts"]["q0"]["note"]
+
+
+def test_resources_that_can_never_work_are_refused() -> None:
+    pool = Pool.from_engines({"a": says("a")})
+    for wrong, sentence in (
+        ({"expert_seconds": 0.0}, "expert_seconds is 0"),
+        ({"samples": 0}, "samples is 0"),
+        ({"k": 0}, "k is 0"),
+    ):
+        settings: dict[str, Any] = wrong
+        with pytest.raises(InputError, match=sentence):
+            Resources(pool=pool, **settings)
+
+
 def test_the_schema_of_events_names_each() -> None:
     schema = describe_events()
     names = {definition["properties"]["event"]["const"] for definition in schema["$defs"].values()}
@@ -187,3 +243,12 @@ async def test_cancelling_the_graph_cancels_the_experts() -> None:
         other = ScriptedEngine("b", {"*": "Answer: 7"})
     async with Pool.from_engines({"a": other}) as pool:
         await asyncio.wait_for(create_graph(Resources(pool=pool, k=1)).ainvoke(questions(1)), 5)
+
+
+def test_an_error_read_back_from_a_checkpoint_is_its_words() -> None:
+    row = Question(id="q0", text="Sum?", kind="number").to_json()
+    batch = ExpertBatch(expert="a", questions=[row], draws={})
+    assert (
+        fail_batch(batch, "OSError('disk on fire')")["q0#0"]["error"] == "OSError('disk on fire')"
+    )
+    assert fail_batch(batch, OSError("disk on fire"))["q0#0"]["error"] == "OSError: disk on fire"

@@ -14,7 +14,7 @@ from expertmix.agents.engines import Request
 from expertmix.agents.engines.scripted import Faults, ScriptedEngine
 from expertmix.graph import PanelState, Resources, build_graph, create_graph
 from expertmix.graph.state import merge_answers
-from expertmix.retrieval import Question
+from expertmix.retrieval import InputError, Question
 
 OPTIONS = ["red", "green", "blue"]
 
@@ -212,3 +212,26 @@ def test_state_schemas_are_small_and_typed() -> None:
     schema = create_graph().get_input_jsonschema()
     assert list(schema["properties"]) == ["questions"]
     assert "verdicts" in PanelState.__annotations__
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"questions": ["What?"]}, "the graph takes"),
+        ({"questions": {"q": {"id": "x", "text": "What?"}}}, 'stands under the key "q"'),
+        ({"questions": {"q": {"text": ""}}}, 'question "q"'),
+    ],
+)
+async def test_input_that_is_none_is_one_sentence(asked: Any, sentence: str) -> None:
+    async with Pool.from_engines({"a": says("A")}) as pool:
+        with pytest.raises(InputError, match=sentence):
+            await create_graph(Resources(pool=pool, k=1)).ainvoke(asked)
+    with pytest.raises(InputError, match="no resources"):
+        await create_graph().ainvoke({"questions": questions(1)})  # pyright: ignore[reportArgumentType]
+
+
+async def test_a_question_without_an_id_gets_its_key() -> None:
+    asked: Any = {"questions": {"mine": {"text": "What is 3 + 4?", "kind": "number"}}}
+    async with Pool.from_engines({"a": ScriptedEngine("a", {"*": "Answer: 7"})}) as pool:
+        state = await create_graph(Resources(pool=pool, k=1)).ainvoke(asked)
+    assert state["verdicts"]["mine"]["answer"] == "7"

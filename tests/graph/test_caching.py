@@ -105,3 +105,28 @@ async def test_without_a_cache_nothing_is_kept() -> None:
         await graph.ainvoke(questions("3 + 4?"))
         await graph.ainvoke(questions("3 + 4?"))
     assert engine.calls == 2
+
+
+async def test_a_panel_that_goes_on_does_not_end_where_another_did(cache: BaseCache[Any]) -> None:
+    """Where answers go next is written with them, and one panel recruits further where another is done."""
+    failing = {"a": says("a"), "b": says("b", Faults(load="it broke")), "c": says("c")}
+    settings: dict[str, Any] = {"k": 2, "experts": ("a", "b", "c"), "seed": 0}
+    async with Pool.from_engines({name: says(name) for name in "abc"}) as pool:
+        fixed = create_graph(Resources(pool=pool, substitute=False, **settings), cache=cache)
+        await fixed.ainvoke(questions("3 + 4?"))
+    async with Pool.from_engines(failing) as pool:
+        graph = create_graph(Resources(pool=pool, **settings), cache=cache)
+        told: list[Any] = []
+        state: Any = None
+        async for mode, part in graph.astream(
+            questions("3 + 4?"), stream_mode=["custom", "values"]
+        ):
+            if mode == "custom":
+                told.append(part)
+            else:
+                state = part
+    assert [part["event"] for part in told].count("questions_merged") == 1
+    assert (
+        sum(row["error"] is None for rows in state["answers"].values() for row in rows.values())
+        == 2
+    )

@@ -117,3 +117,13 @@ async def test_a_thread_can_be_asked_again(
     assert set(second["verdicts"]) == {"q0"}, "an earlier batch is no part of a later one"
     assert engine.calls == 2
     assert history[0].values["verdicts"] == second["verdicts"]
+
+
+async def test_while_a_batch_waits_nothing_of_the_last_one_stands_there() -> None:
+    config: Any = {"configurable": {"thread_id": "1"}}
+    async with Pool.from_engines({"a": says("a")}) as pool:
+        graph = create_graph(Resources(pool=pool, k=1), checkpointer=InMemorySaver())
+        await graph.ainvoke(questions(2), config)
+        second = await graph.ainvoke(questions(1), config, interrupt_before=["aggregate"])
+    assert set(second["answers"]) == {"a"}
+    assert second["verdicts"] == {}

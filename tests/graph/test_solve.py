@@ -111,6 +111,8 @@ def test_a_result_escapes_what_models_say() -> None:
     for tag in ("<script", "<img", "<b><", "<i>"):
         assert tag not in page
     assert "&lt;script&gt;" in page
+    half = Question(id="x", text="half a pair \ud800 " + "long " * 200)
+    Result([Solution(question=half, row=row)], {})._repr_html_().encode()  # pyright: ignore[reportPrivateUsage]
 
 
 def test_wilson_interval_agrees_with_published_values() -> None:

@@ -200,6 +200,7 @@ def test_first_questions_that_come_together_open_one_pool(
 ) -> None:
     monkeypatch.setenv("EXPERTMIX_POOL", str(write_pool(tmp_path)))
     with ThreadPoolExecutor(8) as threads:
-        made = list(threads.map(lambda _: studio.open_resources(), range(8)))
+        asked = [threads.submit(studio.open_resources) for _ in range(8)]
+        made = [each.result() for each in asked]
     assert len({id(resources.pool) for resources in made}) == 1
     made[0].pool.close()

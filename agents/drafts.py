@@ -46,7 +46,7 @@ ten. Right drafts help a strong model by up to 19.2 points and wrong ones hurt i
 _MARKERS = re.compile(
     r"""<[|｜][^|｜<>]{0,40}[|｜]>        # ChatML, Llama 3, Phi, and DeepSeek with its wide bars
     |<(?:bos|eos|pad|unk|mask|s|/s|(?:start|end)_of_(?:turn|image))>
-    |</?(?:think|tool_call|tool_response)>
+    |</?(?i:think|tools|tool_call|tool_response)>
     |<<\s*/?SYS\s*>>|\[/?(?:INST|THINK|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS|CONTENT))\]
     |[\x00-\x08\x0b-\x1f\x7f-\x9f]    # terminal escapes, NUL""",
     re.VERBOSE,

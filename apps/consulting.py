@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from ..graph import Resources, Solution, create_graph, run_batch
+from ..graph.cancelling import cancel_once
 from ..graph.solve import make_row
 from ..retrieval import InputError, Question
 from .limits import check_calls, check_panels
@@ -135,7 +136,7 @@ class Consultant:
         limit = asyncio.timeout(self._seconds)
         try:
             async with limit:
-                solution = await self._put(question, hear)
+                solution = await cancel_once(self._put(question, hear))
         except TimeoutError:
             if not limit.expired():
                 raise

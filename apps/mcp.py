@@ -129,14 +129,13 @@ class PanelServer:
             return _refuse("The experts are busy. Ask again in a moment, or answer without them.")
         task = asyncio.ensure_future(self._ask(context, arguments))
         self._asking.add(task)
+        task.add_done_callback(self._asking.discard)  # when it has ended, not when nobody waits
         try:
             return await task
         except asyncio.CancelledError:
             if self._is_ending and not _is_cancelled():
                 return _refuse(ENDING)
             raise
-        finally:
-            self._asking.discard(task)
 
     async def _ask(self, context: Any, arguments: Mapping[str, Any]) -> CallToolResult:
         try:

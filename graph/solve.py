@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 from ..agents import Adaptive, Catalog, Cost, Policy, Pool, PoolEvent, Profile, SkillExtractor
 from ..retrieval import InputError, Question
 from .build import create_graph
+from .cancelling import cancel_once
 from .collector import few_collections
 from .resources import make_resources
 from .result import Result, Solution
@@ -139,7 +140,11 @@ async def solve_many(
 
 
 async def run_batch(questions: Sequence[Question], resources: Resources) -> list[Solution]:
-    """One pass of the graph over a batch."""
+    """One pass of the graph over a batch. Cancelled, it has ended when this ends."""
+    return await cancel_once(_run_batch(questions, resources))
+
+
+async def _run_batch(questions: Sequence[Question], resources: Resources) -> list[Solution]:
     with few_collections(len(questions)):
         state = await create_graph().ainvoke(
             {"questions": {question.id: question.to_json() for question in questions}},

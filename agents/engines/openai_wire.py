@@ -132,6 +132,9 @@ class Transcript:
         self._texts: list[str] = []
         self._thoughts: list[str] = []
         self._calls: dict[int, dict[str, str]] = {}
+        """In the order in which they began."""
+        self._open: dict[int, int] = {}
+        """The call that pieces of an index go on with."""
         self._logprobs: list[TokenLogprob] = []
         self._usage = Usage()
         self._reason: object = None
@@ -198,12 +201,21 @@ class Transcript:
         return text, thought
 
     def _add_call(self, place: int, part: Mapping[str, Any]) -> None:
-        """A piece of a tool call, or a whole one: pieces that belong together have the same index."""
-        index, function = part.get("index", place), _object(part.get("function"))
+        """A piece of a tool call, or a whole one.
+
+        Pieces that belong together have the same index. Some servers repeat it for every call, or leave
+        it out: a piece with another id begins another call all the same.
+        """
+        index, function = part.get("index"), _object(part.get("function"))
+        index = place if index is None else index
         if not isinstance(index, int):
             return
-        call = self._calls.setdefault(index, {"id": "", "name": "", "arguments": ""})
-        call["id"] = call["id"] or joined_text(part.get("id"))
+        named = joined_text(part.get("id"))
+        key = self._open.get(index)
+        if key is None or (named and self._calls[key]["id"] not in ("", named)):
+            key = self._open[index] = len(self._calls)
+        call = self._calls.setdefault(key, {"id": "", "name": "", "arguments": ""})
+        call["id"] = call["id"] or named
         call["name"] = call["name"] or joined_text(function.get("name"))
         arguments = function.get("arguments")
         if isinstance(arguments, dict):  # some servers forget that they are text

@@ -62,6 +62,8 @@ def read_calls(text: str, names: Collection[str]) -> tuple[str, list[Found]]:
         names: Tools on offer; a JSON object without marks is a call only if it names one of them.
     """
     end = text.rfind(THOUGHT)
+    if end < 0 and text.lstrip().startswith("<think>"):
+        return text, []  # a thought that never came to an end decided nothing
     end = end + len(THOUGHT) if end >= 0 else 0
     thought, said = text[:end], text[end:]
     for read in (_bare, _hermes, _mistral, _fenced):

@@ -141,9 +141,10 @@ class Zygote:
 
     def launch(self, ordered: int, descriptors: Sequence[int]) -> None:
         """Fork an engine's process."""
+        zygote = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _become_engine(self.control, *descriptors)
+            _become_engine(zygote, self.control, *descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
         self.children[pid] = ordered
@@ -172,14 +173,20 @@ def _wake(_signal: int, _frame: object) -> None:
     """Do nothing: only a signal that has a handler writes to the wake-up pipe."""
 
 
-def _become_engine(control: socket.socket, connection: int, log: int) -> None:
-    """The child's whole life. Never returns into the zygote's loop."""
+def _become_engine(zygote: int, control: socket.socket, connection: int, log: int) -> None:
+    """The child's whole life. Never returns into the zygote's loop.
+
+    Args:
+        zygote: Who forked it. Asked for here, the parent could already be another one.
+        control: Open in the child too.
+        connection: Descriptor of the engine's own socket.
+        log: Descriptor of what it prints to.
+    """
     code = 1
     try:
         control.close()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        zygote = os.getppid()
         # Linux kills this process when the zygote dies, even in the middle of a long step.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         for stream in (1, 2):

@@ -40,20 +40,28 @@ class Round(Generic[Asked, Answer]):
         self._owner = owner
         self._answer = answer
         self._running = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: list[tuple[Asked, asyncio.Future[Answer]]] = []
         self._pass: asyncio.Task[None] | None = None
 
     @staticmethod
     def of(owner: object) -> Round[Any, Any] | None:
-        """The round in which this task is one of several."""
+        """The round in which this task is one of several.
+
+        A callback that asks from another loop (LangChain runs plain ones in threads) takes no part: the
+        round would wait for it, and it for the round.
+        """
         found = _present.get()
-        return found if found is not None and found._owner is owner else None
+        if found is None or found._owner is not owner or found._loop is not _running_loop():
+            return None
+        return found
 
     async def run(
         self, works: Sequence[Callable[[], Coroutine[Any, Any, T]]]
     ) -> list[T | BaseException]:
         """Run tasks side by side; gives what each of them gave or raised, in their order."""
         self._running = len(works)
+        self._loop = asyncio.get_running_loop()
         before = _present.set(self)
         try:
             tasks = [asyncio.ensure_future(self._take_part(work)) for work in works]
@@ -107,3 +115,10 @@ class Round(Generic[Asked, Answer]):
                 answer.set_exception(told)
             else:
                 answer.set_result(told)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -84,6 +84,8 @@ class CalledPart(Strict):
 
     name: Text
     arguments: Text
+    parsed_arguments: Any = None
+    """Ignored: OpenAI's own helpers add it to what they send back."""
 
 
 class CallPart(Strict):
@@ -92,6 +94,8 @@ class CallPart(Strict):
     id: Text
     type: Literal["function"]
     function: CalledPart
+    index: int | None = None
+    """Ignored, likewise."""
 
 
 class AssistantTurn(Strict):
@@ -107,6 +111,8 @@ class AssistantTurn(Strict):
     tool_calls: list[CallPart] | None = None
     reasoning_content: str | None = None
     """Ignored: what a model once thought is not shown to it again."""
+    parsed: Any = None
+    """Ignored: OpenAI's own helpers add it."""
 
 
 class ToolTurn(Strict):

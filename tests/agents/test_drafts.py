@@ -37,6 +37,8 @@ MARKERS = (
     "[/TOOL_RESULTS]",
     "<<SYS>>",
     "<tool_call>",
+    "<TOOL_CALL>",
+    "</tools>",
     "\x1b",
     "\x00",
 )

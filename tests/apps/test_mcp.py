@@ -477,6 +477,33 @@ async def test_a_client_that_disconnects_leaves_the_others_alone() -> None:
             assert not (await client.call_tool("ask_experts", PARIS)).is_error
 
 
+async def test_clients_that_give_up_leave_no_work_behind_and_do_not_pass_the_limit() -> None:
+    """The SDK cancels again and again; two experts work side by side."""
+
+    class Counting(ScriptedEngine):
+        now = most = 0
+
+        async def generate(self, requests: Any, on_reply: Any = None) -> Any:
+            type(self).now += 1
+            type(self).most = max(self.most, self.now)
+            try:
+                return await super().generate(requests, on_reply)
+            finally:
+                type(self).now -= 1
+
+    engines = {name: Counting(name, {"*": "Answer: Paris"}, latency=60) for name in "ab"}
+    with serving(engines, running=2) as (url, server):
+        async with Client(url) as client:
+            for number in range(8):
+                with contextlib.suppress(Exception):
+                    await client.call_tool(
+                        "ask_experts", {"question": f"Question {number}?"}, read_timeout_seconds=0.2
+                    )
+            await asyncio.to_thread(wait_for, lambda: not server.running)
+            await asyncio.to_thread(wait_for, lambda: not Counting.now)
+    assert Counting.most <= 4, "two questions of two experts"
+
+
 @pytest.mark.parametrize(("latency", "grace", "code"), [(1.0, "60", 0), (300.0, "0.2", 143)])
 def test_sigterm_lets_running_questions_finish(
     tmp_path: Path, latency: float, grace: str, code: int

@@ -760,3 +760,23 @@ async def test_calls_and_thoughts_that_are_streamed_in_pieces_are_put_together(
     ]
     assert reply.text == "".join(chunk.text for chunk in chunks) == "Let me see."
     assert reply.reasoning == "".join(chunk.reasoning for chunk in chunks) == "Hm, add."
+
+
+@pytest.mark.parametrize("index", [{"index": 0}, {"index": None}, {}])
+async def test_calls_that_a_server_does_not_number_are_told_apart_by_their_ids(
+    server: FaultServer, connect: Connect, index: dict[str, Any]
+) -> None:
+    deltas = [
+        {"tool_calls": [{**index, "id": name, "function": {"name": "add", "arguments": part}}]}
+        for name, part in (("c1", '{"a": 1}'), ("c2", '{"a": '), ("c2", "2}"))
+    ]
+    events = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+    lines = [f"data: {json.dumps(event)}\n\n".encode() for event in events]
+    server.plan = [stream_raw([*lines, b"data: [DONE]\n\n"])]
+    engine = connect()
+    await engine.start()
+    request = Request(id="r", messages=ask().messages, tools=(ADD,))
+    [*_, last] = [chunk async for chunk in engine.stream(request)]
+    assert last.reply is not None
+    told = [(call["id"], json.loads(call["arguments"])) for call in last.reply.tool_calls]
+    assert told == [("c1", {"a": 1}), ("c2", {"a": 2})]

@@ -187,3 +187,9 @@ def test_plain_text_is_streamed_at_once_and_marks_are_held_back() -> None:
     assert settled_length(ask(), "It is\n<tool_call>{") == len("It is")
     assert settled_length(ask(), '{"na') == 0
     assert settled_length(ask("required"), "It is") == 0
+
+
+def test_a_thought_that_never_ended_calls_nothing() -> None:
+    call = '<tool_call>{"name": "add", "arguments": {}}</tool_call>'
+    assert read_calls(f"<think>I could do {call} but that would be", {"add"})[1] == []
+    assert len(read_calls(f"<think>I shall.</think>{call}", {"add"})[1]) == 1

@@ -262,3 +262,21 @@ async def test_langchains_model_binds_tools_and_reads_calls(chaired: Any, model:
     asks = chat.with_structured_output(Double, method="function_calling")
     assert await asks.ainvoke("Double 21.") == Double(number=21)
     await chat.root_async_client.close()
+
+
+def test_what_openais_own_helpers_send_back_is_taken(chaired: Any) -> None:
+    """They add `parsed_arguments`, `parsed` and the `index` of streamed pieces."""
+    call = {
+        "id": "c1",
+        "type": "function",
+        "index": 0,
+        "function": {"name": "double", "arguments": "{}", "parsed_arguments": {"number": 21}},
+    }
+    turns = [
+        *ASKED,
+        {"role": "assistant", "content": None, "parsed": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "42"},
+    ]
+    reply = chaired.post("expertmix/auto", *turns, tools=[DOUBLE])
+    assert reply.status_code == 200, reply.text
+    assert "It is 42." in reply.json()["choices"][0]["message"]["content"]

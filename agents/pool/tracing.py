@@ -1,7 +1,8 @@
 """OpenTelemetry spans of what a pool does: calls of experts, loads of weights, batches of engines.
 
-A call's parent is whatever span its caller is in, be it the current one or OpenInference's of a graph's node. Loads and batches
-serve whoever waits for the weights: they stand below the call that has waited longest and link to the others.
+A call's parent is OpenInference's span of the LangChain run that its caller is in (a graph's node, a chat model), also
+where the caller has a current span of its own; else the current span. Loads and batches serve whoever waits for the
+weights: they stand below the call that has waited longest and link to the others.
 
 Nothing is imported here: only a program that has imported `opentelemetry.trace` can have configured a provider,
 and without one no span is made. What was asked and answered is recorded only where
@@ -297,7 +298,8 @@ def _find_tracer() -> Tracer | None:
 def _find_parent() -> Any:
     """The context of the LangChain run that we are in, where OpenInference makes spans of them.
 
-    It does not make them the current span, so that a node's own would be passed over.
+    It does not make them the current span, so that a node's would be passed over. A span that the node's own
+    code has made current is passed over instead: which of the two is the inner one cannot be told.
     """
     module: Any = sys.modules.get("openinference.instrumentation.langchain")
     if module is None or not module.LangChainInstrumentor().is_instrumented_by_opentelemetry:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.messages import AIMessage, BaseMessage
 
 from ...agents.engines import Message, Reply
 from ...graph import Resources, Solution, run_batch
@@ -17,21 +15,13 @@ from ...retrieval import InputError, Question
 from ..conversation import read_conversation
 from ..limits import PANEL_PREFIX
 from ..panel_answer import Form, PanelAnswer, cut_at, tell_answer, tell_details
-from .messages import PROVIDER, to_message, to_tools, to_turns
+from .messages import PROVIDER, to_message, to_turns
 from .thinking import Thinking
+from .wishes import FORMS, read_most_calls, read_schema, read_tools
 
-__all__ = ["Asked", "PanelFailed", "answer_all", "name_panel", "read_call", "to_chunk"]
+__all__ = ["Asked", "PanelFailed", "answer_all", "name_panel", "read_call"]
 
-CALL_KEYS = (
-    "options",
-    "kind",
-    "format",
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "json_schema",
-    "stream",
-)
+CALL_KEYS = ("options", "kind", "format", *FORMS, "stream")
 """What a call may say besides its messages and `stop`."""
 
 
@@ -67,7 +57,7 @@ def read_call(
         messages: A conversation, see `apps/conversation.py`.
         stop: Strings that end what is told.
         kwargs: Of the call, or bound to the model: `options` and `kind` of the question, `format`, and what
-            `bind_tools` and `with_structured_output` bind.
+            `bind_tools`, `with_structured_output` and LangChain's agents bind, see `wishes.FORMS`.
 
     Raises:
         InputError: an argument that is not known here, or that cannot be honoured.
@@ -81,7 +71,7 @@ def read_call(
     if form not in get_args(Form):
         raise InputError(f"format is {form!r}; it must be one of {', '.join(get_args(Form))}")
     turns = to_turns(messages)
-    tools = to_tools(kwargs.get("tools") or ())
+    tools, choice = read_tools(kwargs)
     return Asked(
         turns=turns,
         question=read_conversation(
@@ -93,9 +83,9 @@ def read_call(
         form=form,
         stops=tuple(stop or ()),
         tools=tools,
-        tool_choice=_check_choice(kwargs.get("tool_choice") or "auto", tools),
-        most_calls=1 if kwargs.get("parallel_tool_calls") is False else None,
-        json_schema=kwargs.get("json_schema"),
+        tool_choice=choice,
+        most_calls=read_most_calls(kwargs),
+        json_schema=read_schema(kwargs),
     )
 
 
@@ -126,31 +116,6 @@ async def answer_all(asked: Sequence[Asked], resources: Resources) -> list[AIMes
 def name_panel(policy: str) -> str:
     """The name under which a panel's messages, costs and traces are known."""
     return f"{PANEL_PREFIX}{policy}"
-
-
-def to_chunk(message: AIMessage) -> AIMessageChunk:
-    """A message as the one piece of a stream."""
-    calls = [(call["name"], json.dumps(call["args"]), call["id"]) for call in message.tool_calls]
-    calls += [(call["name"], call["args"], call["id"]) for call in message.invalid_tool_calls]
-    return AIMessageChunk(
-        content=message.content,
-        additional_kwargs=message.additional_kwargs,
-        response_metadata=message.response_metadata,
-        usage_metadata=message.usage_metadata,
-        tool_call_chunks=[
-            tool_call_chunk(name=name, args=args, id=id_, index=at)
-            for at, (name, args, id_) in enumerate(calls)
-        ],
-        chunk_position="last",
-    )
-
-
-def _check_choice(choice: str, tools: Sequence[Mapping[str, Any]]) -> str:
-    names = [tool["name"] for tool in tools]
-    if choice in ("auto", "none") or choice in names or (choice == "required" and names):
-        return choice
-    there = ", ".join(names) or "none"
-    raise InputError(f'tool_choice is "{choice}", but the tools are {there}')
 
 
 def _to_closing(asked: Asked, solution: Solution, resources: Resources) -> Closing:

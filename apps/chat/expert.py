@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
@@ -30,12 +30,30 @@ from .pump import iterate_here, run_in_context
 from .structure import bind_structure, to_choice, to_functions
 from .thinking import Thinking
 from .together import TogetherModel
-from .wishes import SETTINGS, describe, read_wishes
+from .tracing import RunManager, iterate_below
+from .wishes import SETTINGS, describe, read_most_calls, read_wishes
 
 __all__ = ["ChatExpert"]
 
-Order = tuple[str, Request]
-"""An expert's alias, and what to ask it."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Order:
+    """What an expert is asked."""
+
+    alias: str
+    request: Request
+    most_calls: int | None
+    """How many calls of tools are taken from its reply; None takes all."""
+
+    def take(self, reply: Reply) -> Reply:
+        """The reply as it was ordered.
+
+        Raises:
+            EngineError: it is none.
+        """
+        if reply.failure is not None:
+            raise EngineError(reply.failure)
+        return replace(reply, tool_calls=reply.tool_calls[: self.most_calls])
 
 
 class ChatExpert(TogetherModel):
@@ -48,6 +66,10 @@ class ChatExpert(TogetherModel):
     Settings that are None are the expert's own in the pool file. `invoke(…, model="other")` asks another
     expert of the same pool; temperature, top_p, max_tokens, stop, seed, logprobs and top_logprobs can be
     given per call as well. An expert that fails raises `EngineError` with its one sentence.
+
+    In a trace, what the pool does stands below the model's run. What was thought is told apart whole and
+    streamed, but where the expert's chat template opens the thought in the prompt a stream gives it as text, closing
+    mark and all, since nobody can tell before its end: use `invoke` there.
 
     Example:
         >>> from expertmix.apps.chat import ChatExpert
@@ -126,7 +148,7 @@ class ChatExpert(TogetherModel):
     def _resolve_model_profile(self) -> ModelProfile | None:
         return describe(self._lazy.catalog[self.model])
 
-    def _order(self, messages: list[BaseMessage], stop: list[str] | None, **wishes: Any) -> Order:
+    def _order(self, messages: list[BaseMessage], stop: list[str] | None, **wishes: Any) -> _Order:
         """What the pool is asked.
 
         Raises:
@@ -137,24 +159,25 @@ class ChatExpert(TogetherModel):
         given = own | ({} if stop is None else {"stop": stop})
         wanted = read_wishes(self._lazy.catalog[alias], given | wishes)
         request = Request(id=uuid.uuid4().hex, messages=to_turns(messages))
-        return alias, replace(request, **wanted)
+        return _Order(
+            alias=alias, request=replace(request, **wanted), most_calls=read_most_calls(wishes)
+        )
 
-    async def _ask(self, order: Order) -> ChatResult:
-        if self.rate_limiter is None:
-            reply = await self._ask_together(order)
-        else:  # whom it lets through is not held back for the others
-            [reply] = await self._answer_together([order])
-        message = to_message(_checked(reply), model_name=order[0])
+    async def _ask(self, order: _Order, run_manager: RunManager) -> ChatResult:
+        # Whom a rate limiter lets through is not held back for the others.
+        alone = self.rate_limiter is not None
+        reply = await self._ask_below(run_manager, order, alone=alone)
+        message = to_message(order.take(reply), model_name=order.alias)
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    async def _answer_together(self, asked: Sequence[Order]) -> list[Reply]:
+    async def _answer_together(self, asked: Sequence[_Order]) -> list[Reply]:
         """The replies, in one call of the pool for each expert."""
         pool, replies = self._lazy.open(), dict[str, Reply]()
-        for alias in dict.fromkeys(alias for alias, _ in asked):
-            requests = [request for wanted, request in asked if wanted == alias]
+        for alias in dict.fromkeys(order.alias for order in asked):
+            requests = [order.request for order in asked if order.alias == alias]
             for reply in await pool.generate(alias, requests, stage="chat"):
                 replies[reply.request_id] = reply
-        return [replies[request.id] for _, request in asked]
+        return [replies[order.request.id] for order in asked]
 
     def _generate(
         self,
@@ -163,7 +186,7 @@ class ChatExpert(TogetherModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return run_in_context(self._ask(self._order(messages, stop, **kwargs)))
+        return run_in_context(self._ask(self._order(messages, stop, **kwargs), run_manager))
 
     async def _agenerate(
         self,
@@ -172,13 +195,15 @@ class ChatExpert(TogetherModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return await self._ask(self._order(messages, stop, **kwargs))
+        return await self._ask(self._order(messages, stop, **kwargs), run_manager)
 
-    async def _pieces(self, order: Order) -> AsyncGenerator[ChatGenerationChunk, None]:
-        alias, request = order
+    async def _pieces(
+        self, order: _Order, run_manager: RunManager
+    ) -> AsyncGenerator[ChatGenerationChunk, None]:
         thinking = Thinking()
-        stream = cast("AsyncGenerator[Chunk]", self._lazy.open().stream(alias, request))
-        async with contextlib.aclosing(stream) as chunks:
+        pool, alias = self._lazy.open(), order.alias
+        stream = cast("AsyncGenerator[Chunk]", pool.stream(alias, order.request))
+        async with contextlib.aclosing(iterate_below(run_manager, stream)) as chunks:
             async for chunk in chunks:
                 told = thinking.take(chunk.text)
                 if chunk.reply is None:
@@ -187,7 +212,7 @@ class ChatExpert(TogetherModel):
                         piece = Chunk(text=told.text, reasoning=thought)
                         yield ChatGenerationChunk(message=to_chunk(piece))
                     continue
-                reply, rest = _checked(chunk.reply), thinking.finish()
+                reply, rest = order.take(chunk.reply), thinking.finish()
                 if thought := told.reasoning + rest.reasoning:
                     yield ChatGenerationChunk(message=to_chunk(Chunk(reasoning=thought)))
                 text = told.text + rest.text
@@ -201,7 +226,7 @@ class ChatExpert(TogetherModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         order = self._order(messages, stop, **kwargs)
-        yield from iterate_here(partial(self._pieces, order))
+        yield from iterate_here(partial(self._pieces, order, run_manager))
 
     async def _astream(
         self,
@@ -211,7 +236,7 @@ class ChatExpert(TogetherModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         order = self._order(messages, stop, **kwargs)
-        async with contextlib.aclosing(self._pieces(order)) as pieces:
+        async with contextlib.aclosing(self._pieces(order, run_manager)) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -228,7 +253,8 @@ class ChatExpert(TogetherModel):
             tools: Whatever LangChain takes as tools.
             tool_choice: `auto` (None, False), `any` or `required` (True), `none`, or the name of the tool
                 that must be called.
-            kwargs: Further settings of the call.
+            kwargs: Further settings of the call. With `parallel_tool_calls=False` the first call of a reply is
+                kept alone.
 
         Raises:
             InputError: something is no function, or the chosen tool is not among them.
@@ -260,9 +286,3 @@ class ChatExpert(TogetherModel):
         if kwargs:
             raise InputError(f"with_structured_output does not know {', '.join(sorted(kwargs))}")
         return bind_structure(self, schema, method=method, include_raw=include_raw, strict=strict)
-
-
-def _checked(reply: Reply) -> Reply:
-    if reply.failure is not None:
-        raise EngineError(reply.failure)
-    return reply

@@ -12,7 +12,8 @@ from ...agents import Catalog, Pool, Profile
 from ...graph import Resources, make_resources
 from ...graph.closing import can_close
 from ..drawing import Drawing, DrawnPool
-from .lazy_pool import LazyPool
+from .lazy_pool import Home, LazyPool
+from .wishes import keeps_schemas
 
 __all__ = ["LazyPanel"]
 
@@ -27,6 +28,8 @@ class LazyPanel:
     """Of `make_resources`."""
     drawing: Drawing
     """How experts draw their answers."""
+    home: Home = field(default_factory=Home)
+    """Of the pool of a panel that is there already."""
     _made: dict[Pool, Resources] = field(default_factory=dict[Pool, Resources])
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -42,6 +45,17 @@ class LazyPanel:
         if isinstance(self.origin, Resources):
             return can_close(self.origin)
         return (self.settings["aggregator"] or self.catalog.file.aggregator) is not None
+
+    @property
+    def keeps_schemas(self) -> bool:
+        """Whether whoever may speak can be given tools and a JSON Schema in one request."""
+        if isinstance(self.origin, Resources):
+            named = self.origin.aggregator
+        else:
+            named = self.settings["aggregator"] or self.catalog.file.aggregator
+        # The best of all is known with the question only.
+        aliases = [named] if named is not None and named in self.catalog else list(self.catalog)
+        return all(keeps_schemas(self.catalog[alias], with_tools=True) for alias in aliases)
 
     @property
     def fingerprint(self) -> str:
@@ -73,6 +87,7 @@ class LazyPanel:
 
     def _make(self) -> Resources:
         if isinstance(self.origin, Resources):
+            self.home.enter()
             self.origin.pool.open()
             return self.origin
         pool = self.origin.open()

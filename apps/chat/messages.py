@@ -1,4 +1,4 @@
-"""LangChain's messages and tools in our words, and our replies as LangChain's messages."""
+"""LangChain's messages in our words, and our replies as LangChain's messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from langchain_core.messages.content import InvalidToolCall
     from langchain_core.messages.tool import ToolCall as LangChainToolCall
 
-__all__ = ["PROVIDER", "to_chunk", "to_last_chunk", "to_message", "to_tools", "to_turns"]
+__all__ = [
+    "PROVIDER",
+    "to_chunk",
+    "to_last_chunk",
+    "to_message",
+    "to_single_chunk",
+    "to_turns",
+]
 
 PROVIDER = "expertmix"
 """What `response_metadata["model_provider"]` says."""
@@ -104,34 +111,24 @@ def to_last_chunk(reply: Reply, *, model_name: str, text: str = "") -> AIMessage
     )
 
 
-def to_tools(tools: Sequence[Any]) -> tuple[Mapping[str, Any], ...]:
-    """Tools as a `Request` has them.
+def to_single_chunk(message: AIMessage) -> AIMessageChunk:
+    """A whole message as the only piece of a stream."""
+    from langchain_core.messages import AIMessageChunk
+    from langchain_core.messages.tool import tool_call_chunk
 
-    Args:
-        tools: Whatever LangChain takes: tools, functions, pydantic classes, dictionaries.
-
-    Raises:
-        InputError: one is no function, such as a provider's own web search.
-    """
-    from langchain_core.utils.function_calling import convert_to_openai_tool
-
-    found: list[Mapping[str, Any]] = []
-    for tool in tools:
-        try:
-            told = convert_to_openai_tool(tool)
-        except (ValueError, TypeError) as error:
-            raise InputError(f"this is no tool: {tool!r} ({error})") from None
-        function = cast("dict[str, Any] | None", told.get("function"))
-        if function is None:
-            raise InputError(
-                f"an expert can only be offered functions, not the tool {told.get('type')!r}"
-            )
-        parameters = function.get("parameters") or {"type": "object", "properties": {}}
-        description = function.get("description", "")
-        found.append(
-            {"name": function["name"], "description": description, "parameters": parameters}
-        )
-    return tuple(found)
+    calls = [(call["name"], json.dumps(call["args"]), call["id"]) for call in message.tool_calls]
+    spoilt = [(call["name"], call["args"], call["id"]) for call in message.invalid_tool_calls]
+    return AIMessageChunk(
+        content=message.content,
+        additional_kwargs=message.additional_kwargs,
+        response_metadata=message.response_metadata,
+        usage_metadata=message.usage_metadata,
+        tool_call_chunks=[
+            tool_call_chunk(name=name, args=args, id=id_, index=at)
+            for at, (name, args, id_) in enumerate([*calls, *spoilt])
+        ],
+        chunk_position="last",
+    )
 
 
 def _turn(message: BaseMessage) -> Message:

@@ -25,14 +25,14 @@ from ...graph.closing import NO_SPEAKER
 from ...retrieval import InputError
 from ..drawing import Drawing
 from ..panel_answer import Form
-from .asking import Asked, answer_all, name_panel, read_call, to_chunk
+from .asking import Asked, answer_all, name_panel, read_call
 from .lazy_panel import LazyPanel
 from .lazy_pool import LazyPool
-from .messages import PROVIDER
+from .messages import PROVIDER, to_single_chunk
 from .pump import run_in_context
 from .structure import bind_structure, to_choice, to_functions
 from .together import TogetherModel
-from .tracing import below
+from .tracing import RunManager
 
 __all__ = ["ChatExpertmix"]
 
@@ -250,7 +250,7 @@ class ChatExpertmix(TogetherModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         message = run_in_context(self._ask(messages, stop, run_manager, kwargs))
-        yield ChatGenerationChunk(message=to_chunk(message))
+        yield ChatGenerationChunk(message=to_single_chunk(message))
 
     async def _astream(
         self,
@@ -261,22 +261,20 @@ class ChatExpertmix(TogetherModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         # A panel's answer is there all at once: nothing can be told before everybody has answered.
         message = await self._ask(messages, stop, run_manager, kwargs)
-        yield ChatGenerationChunk(message=to_chunk(message))
+        yield ChatGenerationChunk(message=to_single_chunk(message))
 
     async def _ask(
         self,
         messages: Sequence[BaseMessage],
         stop: Sequence[str] | None,
-        run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None,
+        run_manager: RunManager,
         kwargs: Mapping[str, Any],
     ) -> AIMessage:
         """The answer to one message list, together with the others of its round if it is part of one."""
         asked = read_call(
             messages, self.stop if stop is None else stop, {"format": self.format, **kwargs}
         )
-        with below(run_manager) as context:
-            work = self._ask_together(asked)
-            return await asyncio.get_running_loop().create_task(work, context=context)
+        return await self._ask_below(run_manager, asked)
 
     async def _answer_together(self, asked: Sequence[Asked]) -> list[AIMessage | Exception]:
         return await answer_all(asked, await asyncio.to_thread(self._panel.open))
@@ -287,8 +285,12 @@ class ChatExpertmix(TogetherModel):
             raise InputError(NO_SPEAKER)
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        speaks = self._panel.speaks
-        return ModelProfile(tool_calling=speaks, tool_choice=speaks, structured_output=speaks)
+        panel = self._panel
+        return ModelProfile(
+            tool_calling=panel.speaks,
+            tool_choice=panel.speaks,
+            structured_output=panel.speaks and panel.keeps_schemas,
+        )
 
     @property
     def _llm_type(self) -> str:

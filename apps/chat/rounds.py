@@ -41,7 +41,7 @@ class Round(Generic[Asked, Answer]):
         self._answer = answer
         self._running = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._waiting: list[tuple[Asked, asyncio.Future[Answer]]] = []
+        self._waiting: list[tuple[Asked, asyncio.Future[Answer], contextvars.Context]] = []
         self._pass: asyncio.Task[None] | None = None
 
     @staticmethod
@@ -80,7 +80,7 @@ class Round(Generic[Asked, Answer]):
             Exception: what came in the place of the answer.
         """
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append((asked, answer))
+        self._waiting.append((asked, answer, contextvars.copy_context()))
         self._begin_if_complete()
         return await answer
 
@@ -92,16 +92,15 @@ class Round(Generic[Asked, Answer]):
             self._begin_if_complete()
 
     def _begin_if_complete(self) -> None:
-        wanted = [(asked, answer) for asked, answer in self._waiting if not answer.done()]
+        wanted = [waiting for waiting in self._waiting if not waiting[1].done()]
         if not wanted or len(wanted) < self._running:
             return
         self._waiting = []
+        *_, (_, _, context) = wanted  # of the last that asked, whoever may have ended since
         # Whoever is asked in the course of the pass is no part of this round.
-        context = contextvars.copy_context()
         context.run(_present.set, None)
-        self._pass = asyncio.get_running_loop().create_task(
-            self._carry_out(wanted), context=context
-        )
+        work = self._carry_out([(asked, answer) for asked, answer, _ in wanted])
+        self._pass = asyncio.get_running_loop().create_task(work, context=context)
 
     async def _carry_out(self, wanted: Sequence[tuple[Asked, asyncio.Future[Answer]]]) -> None:
         try:

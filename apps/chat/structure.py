@@ -1,10 +1,10 @@
-"""Answers in a form: what a panel's chat model binds for it, and how the answer is read back."""
+"""Tools on offer and answers in a form: what both chat models bind for them, and how answers are read back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
@@ -25,24 +25,38 @@ __all__ = ["Method", "bind_structure", "to_choice", "to_functions"]
 Method = Literal["json_schema", "function_calling", "json_mode"]
 """`json_schema`: what is written is constrained to the schema. `function_calling`: the schema is a tool that
 must be called. `json_mode`: any JSON object; the schema has to stand in the prompt."""
+NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}}
 ToolLike = Mapping[str, Any] | type | Callable[..., Any] | BaseTool
 
 
 def to_functions(tools: Sequence[ToolLike]) -> list[dict[str, Any]]:
     """Tools as they are bound to a model, and shown to whoever traces it.
 
+    Args:
+        tools: Whatever LangChain takes: tools, functions, pydantic classes, dictionaries.
+
+    Returns:
+        OpenAI's objects. The `function` of each has a name, a description and parameters, no more and no less,
+        as a `Request` has them.
+
     Raises:
-        InputError: one is no function.
+        InputError: one is no function, such as a provider's own web search.
     """
     told: list[dict[str, Any]] = []
     for tool in tools:
         try:
-            function = convert_to_openai_tool(tool)  # pyright: ignore[reportArgumentType]
+            found = convert_to_openai_tool(tool)  # pyright: ignore[reportArgumentType]
         except (ValueError, TypeError) as error:
             raise InputError(f"this is no tool: {tool!r} ({error})") from None
-        if function.get("type") != "function":
-            raise InputError(f"only functions can be offered, not {function.get('type')!r}")
-        told.append(function)
+        if found.get("type") != "function":
+            kind = found.get("type")
+            raise InputError(f"only functions can be offered, not the tool {kind!r}")
+        function = {
+            "name": found["function"]["name"],
+            "description": found["function"].get("description", ""),
+            "parameters": found["function"].get("parameters") or NO_PARAMETERS,
+        }
+        told.append({"type": "function", "function": function})
     return told
 
 
@@ -51,22 +65,30 @@ def to_choice(choice: Any, tools: Sequence[Mapping[str, Any]]) -> str:
 
     Args:
         choice: `any` and True ask for at least one call, False and None leave it to the model; a name, or
-            OpenAI's or Anthropic's objects, ask for that tool.
+            OpenAI's or Anthropic's objects, ask for that tool; their objects without a name say the same as
+            their `type` alone.
         tools: From `to_functions`.
 
     Raises:
-        InputError: nothing of that.
+        InputError: nothing of that, or a call is asked for where there is no tool.
     """
     names = [tool["function"]["name"] for tool in tools]
-    if choice is None or choice is False:
+    said = _unwrap(cast("Mapping[str, Any]", choice)) if isinstance(choice, Mapping) else choice
+    if said is None or said is False:
         return "auto"
-    if choice is True or (choice == "any" and "any" not in names):
-        return "required"
-    if isinstance(choice, Mapping):
-        choice = choice.get("function", choice).get("name", choice.get("type"))
-    if choice in ("auto", "none", "required") or choice in names:
-        return choice
-    raise InputError(f"tool_choice is {choice!r}; it must be auto, none, any, or one of {names}")
+    if said is True or (said == "any" and "any" not in names):
+        said = "required"
+    if said in ("auto", "none") or said in names or (said == "required" and names):
+        return said
+    there = ", ".join(names) or "no tool: none is offered"
+    raise InputError(f"tool_choice is {choice!r}; it must be auto, none, any, or one of {there}")
+
+
+def _unwrap(choice: Mapping[str, Any]) -> Any:
+    """The name in OpenAI's or Anthropic's object, or its type where it has none."""
+    function = choice.get("function")
+    named = cast("Mapping[str, Any]", function) if isinstance(function, Mapping) else choice
+    return named.get("name") or choice.get("type")
 
 
 def bind_structure(

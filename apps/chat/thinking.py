@@ -10,7 +10,11 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 class Thinking:
-    """Takes a streamed text piece by piece, and splits a leading `<think>…</think>` off it."""
+    """Takes a streamed text piece by piece, and splits a leading `<think>…</think>` off it.
+
+    Where the template has opened the thought in the prompt, a stream gives it as text, closing mark and all,
+    though `split` finds it: nobody could tell it from an answer before its end, and no answer is held back so long.
+    """
 
     def __init__(self) -> None:
         self._held = ""  # may turn out to begin a mark, or to be space around one
@@ -73,15 +77,8 @@ class Thinking:
             if said:
                 self._state = "said"
             return Chunk(reasoning=thought.rstrip(), text=said)
-        kept = len(text) - _doubtful(text)
+        at = text.rfind("<")  # it may begin the closing mark, which has no other
+        kept = at if at >= 0 and CLOSE.startswith(text[at:]) else len(text)
         kept = len(text[:kept].rstrip())
         self._held = text[kept:]
         return Chunk(reasoning=text[:kept])
-
-
-def _doubtful(text: str) -> int:
-    """Length of the longest end of the text that may begin the closing mark."""
-    for length in range(min(len(CLOSE) - 1, len(text)), 0, -1):
-        if CLOSE.startswith(text[-length:]):
-            return length
-    return 0

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from langchain_core.callbacks import Callbacks
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForLLMRun,
+    CallbackManagerForLLMRun,
+    Callbacks,
+)
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import LLMResult
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatResult, LLMResult
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
 
 from .pump import run_in_context
 from .rounds import Round
+from .tracing import RunManager, begin_run, below, running
 
 __all__ = ["TogetherModel", "insist"]
 
@@ -27,16 +34,27 @@ class TogetherModel(BaseChatModel):
     """A chat model of which `batch`, `abatch`, and `generate` of several lists are answered in one go.
 
     Every input keeps its own run, callbacks and place in the cache (see `rounds.py`). `max_concurrency` of a
-    config bounds how many inputs are answered together.
+    config bounds how many inputs are answered together. In a trace, what is done for all of them stands below the
+    last one.
     """
 
     @abstractmethod
     async def _answer_together(self, asked: Sequence[Any]) -> Sequence[Any]:
-        """Answer what `_ask_together` was given, an exception in the place of what cannot be answered."""
+        """Answer what `_ask_below` was given, an exception in the place of what cannot be answered."""
 
-    async def _ask_together(self, asked: Any) -> Any:
-        """The answer, out of the round in which this is asked; by itself where there is none."""
-        together = Round.of(self)
+    async def _ask_below(self, run_manager: RunManager, asked: Any, *, alone: bool = False) -> Any:
+        """The answer, found below the run in traces.
+
+        Args:
+            run_manager: Of the model's run.
+            asked: See `_answer_together`.
+            alone: Whether not to wait for the others of the round in which this is asked, if there is one.
+        """
+        with below(run_manager) as context:
+            work = self._ask_together(asked, None if alone else Round.of(self))
+            return await asyncio.get_running_loop().create_task(work, context=context)
+
+    async def _ask_together(self, asked: Any, together: Round[Any, Any] | None) -> Any:
         if together is not None:
             return await together.ask(asked)
         [answer] = insist(await self._answer_together([asked]))
@@ -113,6 +131,64 @@ class TogetherModel(BaseChatModel):
             if not return_exceptions:
                 insist(given)
         return cast("list[AIMessage]", given)
+
+    def stream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessageChunk]:
+        """As the base class, and in a trace everything stands below the model's run."""
+        config, run = begin_run(config)
+        pieces = super().stream(input, config, stop=stop, **kwargs)
+        with running(run):  # for the first piece only, with which all begins
+            first = next(pieces, None)
+        if first is not None:
+            yield first
+            yield from pieces
+
+    async def astream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessageChunk]:
+        """As `stream`."""
+        config, run = begin_run(config)
+        pieces = cast(
+            "AsyncGenerator[AIMessageChunk]", super().astream(input, config, stop=stop, **kwargs)
+        )
+        async with aclosing(pieces):
+            with running(run):
+                first = await anext(pieces, None)
+            if first is not None:
+                yield first
+                async for piece in pieces:
+                    yield piece
+
+    def _generate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        with running(run_manager):  # it may stream for whoever listens to the run
+            return super()._generate_with_cache(messages, stop, run_manager, **kwargs)
+
+    async def _agenerate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        with running(run_manager):
+            return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
 
     def _begin_round(self) -> Round[Any, Any]:
         return Round(self, self._answer_together)

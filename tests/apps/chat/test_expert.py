@@ -16,7 +16,7 @@ from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_cal
 from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
-from langchain_core.outputs import LLMResult
+from langchain_core.outputs import ChatGeneration, ChatResult, LLMResult
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import ConfigurableField
@@ -25,6 +25,7 @@ from pydantic import BaseModel
 
 from expertmix.agents import Catalog, Pool
 from expertmix.agents.engines import EngineError, Reply, Request, ToolCall
+from expertmix.agents.engines.chat_model import ChatModelEngine
 from expertmix.agents.engines.scripted import Faults, Line, ScriptedEngine
 from expertmix.apps.chat import ChatExpert
 from expertmix.retrieval import InputError
@@ -308,6 +309,8 @@ def test_what_is_unknown_is_refused_in_one_sentence(counted: Counted) -> None:
         llm.invoke("hi", frequency_penalty=1)
     with pytest.raises(InputError, match="response_format"):
         llm.invoke("hi", response_format={"type": "grammar"})
+    with pytest.raises(InputError, match="json_schema with one"):
+        llm.invoke("hi", response_format={"type": "json_schema"})
 
 
 def test_a_stream_adds_up_and_ends_with_the_usage(llm: ChatExpert) -> None:
@@ -363,6 +366,10 @@ def test_thoughts_are_reasoning_content_whole_and_streamed(
         ("none", "none"),
         ("add", "add"),
         ({"type": "function", "function": {"name": "add"}}, "add"),
+        ({"type": "any"}, "required"),
+        ({"type": "auto"}, "auto"),
+        ({"type": "none"}, "none"),
+        ({"type": "tool", "name": "add"}, "add"),
     ],
 )
 def test_tools_and_the_choice_among_them_reach_the_engine(
@@ -372,6 +379,8 @@ def test_tools_and_the_choice_among_them_reach_the_engine(
     [told] = counted.last.tools
     assert (told["name"], told["description"]) == ("add", "Adds two numbers.")
     assert counted.last.tool_choice == meant
+    llm.invoke("1 + 2?", tools=[add], tool_choice=choice, strict=True)
+    assert counted.last.tool_choice == meant
 
 
 def test_a_tool_that_is_not_there_cannot_be_chosen(llm: ChatExpert) -> None:
@@ -379,6 +388,20 @@ def test_a_tool_that_is_not_there_cannot_be_chosen(llm: ChatExpert) -> None:
         llm.bind_tools([add], tool_choice="subtract")
     with pytest.raises(InputError, match="web_search"):
         llm.bind_tools([{"type": "web_search_preview"}])
+
+
+def test_one_call_at_a_time_where_that_is_asked_for() -> None:
+    calls = tuple(ToolCall(id=i, name="add", arguments='{"a": 1, "b": 1}') for i in "xy")
+    engine = ScriptedEngine("ada", lambda _: Line(tool_calls=calls))
+    with Pool.from_engines({"ada": engine}) as pool:
+        llm = ChatExpert(pool=pool, model="ada")
+        both = llm.bind_tools([add], parallel_tool_calls=True)
+        assert len(both.invoke("1 + 1?").tool_calls) == 2
+        once = llm.bind_tools([add], parallel_tool_calls=False)
+        chunks = list(once.stream("1 + 1?"))
+        streamed: Any = sum(chunks[1:], chunks[0])
+        for message in (once.invoke("1 + 1?"), *once.batch(["1 + 1?", "2 + 2?"]), streamed):
+            assert [call["id"] for call in message.tool_calls] == ["x"]
 
 
 def test_calls_and_their_results_go_to_and_fro(llm: ChatExpert, counted: Counted) -> None:
@@ -403,6 +426,46 @@ def test_an_agent_runs_on_it(llm: ChatExpert) -> None:
     state = agent.invoke({"messages": [HumanMessage("1 + 2?")]})
     assert [message.type for message in state["messages"]] == ["human", "ai", "tool", "ai"]
     assert state["messages"][-1].text == "You said: 3"
+
+
+class OneOrTheOther(BaseChatModel):
+    """A chat model with a tool or two, of which it calls the last."""
+
+    tools: tuple[Any, ...] = ()
+
+    @property
+    def _llm_type(self) -> str:
+        return "double"
+
+    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
+        return self.model_copy(update={"tools": tuple(tools)})
+
+    def _generate(self, messages: Any, *args: Any, **kwargs: Any) -> ChatResult:
+        name = self.tools[-1]["function"]["name"]
+        args_ = {"value": 4} if name == "Answer" else {"a": 1, "b": 2}
+        message = AIMessage("", tool_calls=[{"name": name, "args": args_, "id": "1"}])
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def test_an_agent_over_another_chat_model_answers_in_a_form() -> None:
+    agents = pytest.importorskip("langchain.agents")
+    row = {"alias": "c", "engine": "chat_model", "model": "somebody:else"}
+    profile = ChatExpert(pool=Catalog.from_dict({"experts": [row]}), model="c").profile
+    with Pool.from_engines({"c": ChatModelEngine("c", OneOrTheOther())}) as pool:
+        llm = ChatExpert(pool=pool, model="c", profile=profile)
+        agent = agents.create_agent(llm, tools=[add], response_format=Answer)
+        state = agent.invoke({"messages": [HumanMessage("how many?")]})
+    assert state["structured_response"] == Answer(value=4)
+
+
+def test_an_agent_answers_in_a_form(llm: ChatExpert, counted: Counted) -> None:
+    agents = pytest.importorskip("langchain.agents")
+    for profile in ({"structured_output": True}, {"structured_output": False}):
+        model = llm.model_copy(update={"profile": profile})
+        agent = agents.create_agent(model, tools=[], response_format=Answer)
+        state = agent.invoke({"messages": [HumanMessage("how many?")]})
+        assert state["structured_response"] == Answer(value=4)
+        assert (counted.last.sampling.json_schema is None) == (not profile["structured_output"])
 
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
@@ -517,9 +580,10 @@ def test_its_profile_is_what_the_pool_file_says() -> None:
         {"alias": "v", "engine": "vllm", "weights": weights, "context": 512},
         {"alias": "t", "engine": "transformers", "weights": weights},
         {"alias": "r", "engine": "replay", "table": "t", "model": "m"},
+        {"alias": "c", "engine": "chat_model", "model": "somebody:else"},
     ]
     catalog = Catalog.from_dict({"experts": rows})
-    v, t, r = (ChatExpert(pool=catalog, model=row["alias"]).profile or {} for row in rows)
+    v, t, r, c = (ChatExpert(pool=catalog, model=row["alias"]).profile or {} for row in rows)
     assert (v.get("max_input_tokens"), v.get("tool_calling"), v.get("structured_output")) == (
         512,
         True,
@@ -531,6 +595,7 @@ def test_its_profile_is_what_the_pool_file_says() -> None:
         False,
     )
     assert r.get("tool_calling") is None
+    assert (c.get("tool_choice"), c.get("structured_output")) == (True, False)
     assert v.get("image_inputs") is False
 
 

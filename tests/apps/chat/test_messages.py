@@ -21,7 +21,8 @@ from langchain_core.tools import tool
 from pydantic import BaseModel
 
 from expertmix.agents.engines import Chunk, Reply, TokenLogprob, ToolCall, Usage
-from expertmix.apps.chat.messages import to_chunk, to_last_chunk, to_message, to_tools, to_turns
+from expertmix.apps.chat.messages import to_chunk, to_last_chunk, to_message, to_turns
+from expertmix.apps.chat.structure import to_choice, to_functions
 from expertmix.apps.chat.thinking import Thinking
 from expertmix.retrieval import InputError
 
@@ -154,20 +155,45 @@ def test_tools_of_every_kind_become_functions() -> None:
         """Tells the time."""
         return "noon"
 
-    bare = {"type": "function", "function": {"name": "bare"}}
-    weather, time, nothing = to_tools([Weather, now, bare])
+    bare = {"type": "function", "function": {"name": "bare", "strict": True}}
+    told = to_functions([Weather, now, bare])
+    weather, time, nothing = (one["function"] for one in told)
 
     assert (weather["name"], weather["description"]) == ("Weather", "Tells the weather.")
     assert weather["parameters"]["required"] == ["city"]
     assert (time["name"], time["description"]) == ("now", "Tells the time.")
-    assert nothing["parameters"] == {"type": "object", "properties": {}}
-    json.dumps([weather, time, nothing])
+    empty = {"type": "object", "properties": {}}
+    assert nothing == {"name": "bare", "description": "", "parameters": empty}
+    json.dumps(told)
+    assert to_functions(told) == told
 
 
 @pytest.mark.parametrize("wrong", [{"type": "web_search_preview"}, 3, {}])
 def test_what_is_no_function_is_no_tool(wrong: Any) -> None:
     with pytest.raises(InputError, match="tool"):
-        to_tools([wrong])
+        to_functions([wrong])
+
+
+@pytest.mark.parametrize(
+    ("choice", "meant"),
+    [
+        ({"type": "auto"}, "auto"),
+        ({"type": "any"}, "required"),
+        ({"type": "none"}, "none"),
+        ({"type": "tool", "name": "bare"}, "bare"),
+        ({"type": "function", "name": "bare"}, "bare"),
+        ({"type": "function", "function": {"name": "bare"}}, "bare"),
+    ],
+)
+def test_choices_are_read_out_of_the_objects_of_others(choice: Any, meant: str) -> None:
+    tools = to_functions([{"type": "function", "function": {"name": "bare"}}])
+    assert to_choice(choice, tools) == meant
+
+
+@pytest.mark.parametrize("choice", ["any", True, {"type": "any"}, "required", "bare", 3])
+def test_what_cannot_be_chosen_is_refused(choice: Any) -> None:
+    with pytest.raises(InputError, match="none is offered"):
+        to_choice(choice, [])
 
 
 @pytest.mark.parametrize(

@@ -313,12 +313,18 @@ def test_a_choice_of_tools_is_understood_as_elsewhere_and_checked(make: Make) ->
         (True, "required"),
         ("double", "double"),
         ({"type": "function", "function": {"name": "double"}}, "double"),
+        ({"type": "any"}, "required"),
+        ({"type": "tool", "name": "double"}, "double"),
     ]:
-        model.bind_tools([double], tool_choice=choice).invoke("Double 21.")
+        model.bind_tools([double], tool_choice=choice, strict=True).invoke("Double 21.")
+        assert engines["chair"].requests[-1].tool_choice == told
+        model.invoke("Double 21.", tools=[double], tool_choice=choice)
         assert engines["chair"].requests[-1].tool_choice == told
     for wrong in ("halve", {"type": "function", "function": {"name": "halve"}}):
         with pytest.raises(InputError, match="halve"):
             model.bind_tools([double], tool_choice=wrong)
+        with pytest.raises(InputError, match="halve"):
+            model.invoke("Double 21.", tools=[double], tool_choice=wrong)
     with pytest.raises(InputError, match=r"only functions|no tool"):
         model.bind_tools([{"type": "web_search_preview"}])
 
@@ -359,6 +365,50 @@ async def test_it_is_an_agents_model(make: Make) -> None:
         )
     ]
     assert "".join(str(piece.content) for piece in pieces if piece.type != "tool") == "It is 42."
+
+
+@pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
+@pytest.mark.parametrize("tools", [[], [double]])
+def test_an_agent_answers_in_a_form(make: Make, tools: list[Any]) -> None:
+    agents = pytest.importorskip("langchain.agents")
+
+    def speak(request: Request) -> str | Line:
+        if request.tools and request.messages[-1]["role"] != "tool":
+            call = ToolCall(id="c1", name="double", arguments='{"number": 21}')
+            return Line(tool_calls=(call,))
+        return '{"city": "Paris"}' if request.sampling.json_schema else "Answer: Paris"
+
+    model, engines = make({"a": "Answer: Paris", "chair": speak}, chair="chair")
+    agent = agents.create_agent(model, tools=tools, response_format=Place)
+    state = agent.invoke({"messages": [HumanMessage("Where is double 21?")]})
+    assert state["structured_response"] == Place(city="Paris")
+    called = [message.content for message in state["messages"] if message.type == "tool"]
+    assert called == ["42"] * len(tools)
+    schema = engines["chair"].requests[-1].sampling.json_schema
+    assert schema is not None
+    assert list(schema["properties"]) == ["city"]
+    assert all(not request.sampling.json_schema for request in engines["a"].requests)
+
+
+def test_openais_response_format_is_understood(make: Make) -> None:
+    model, engines = make(chaired(), chair="chair")
+    assert "Answer: Paris" in model.invoke("Where?", response_format={"type": "text"}).text
+    model.invoke("Where?", response_format={"type": "json_object"})
+    assert engines["chair"].requests[-1].sampling.json_schema == {"type": "object"}
+    with pytest.raises(InputError, match="grammar"):
+        model.invoke("Where?", response_format={"type": "grammar"})
+
+
+def test_its_profile_is_that_of_whoever_speaks() -> None:
+    rows = [
+        {"alias": "a", "engine": "scripted", "script": "a.json"},
+        {"alias": "c", "engine": "chat_model", "model": "somebody:else"},
+    ]
+    catalog = Catalog.from_dict({"experts": rows})
+    for speaker, kept in (("a", True), ("c", False), (None, False)):
+        profile = ChatExpertmix(pool=catalog, aggregator=speaker).profile or {}
+        assert profile.get("structured_output") is kept
+        assert profile.get("tool_calling") is (speaker is not None)
 
 
 async def test_it_answers_in_a_node_with_a_checkpointer_also_side_by_side(make: Make) -> None:
@@ -422,8 +472,11 @@ async def test_a_pool_of_its_own_is_opened_late_and_closed(tmp_path: Path) -> No
         await pool.generate("a", [])
     with model:
         assert model.invoke("Where?").content == "Paris"
-    with pytest.raises(InputError, match="nothing"):
-        ChatExpertmix(pool=file, profile=tmp_path / "nothing").invoke("Where?")
+    with (
+        ChatExpertmix(pool=file, profile=tmp_path / "nothing") as model,
+        pytest.raises(InputError, match="nothing"),
+    ):
+        model.invoke("Where?")
 
 
 def test_no_web_server_is_imported_for_it() -> None:

@@ -9,7 +9,14 @@ from ..agents.pool.specs import ExpertSpec, OpenAIExpert
 from ..graph import Resources
 from ..retrieval import InputError
 
-__all__ = ["PANEL_PREFIX", "check_calls", "check_panels", "count_calls", "is_loopback"]
+__all__ = [
+    "PANEL_PREFIX",
+    "check_calls",
+    "check_host",
+    "check_panels",
+    "count_calls",
+    "is_loopback",
+]
 
 PANEL_PREFIX = "expertmix/"
 """With it begins the name of a panel where it is asked as if it were a model."""
@@ -21,6 +28,21 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+def check_host(host: str, api_key: str | None) -> None:
+    """Refuse to serve others than this machine without a key.
+
+    Raises:
+        InputError: others can reach the host and there is no key, or the key is empty.
+    """
+    if api_key is not None and not api_key.strip():
+        raise InputError("the API key is empty; give one, or none at all")
+    if api_key is None and not is_loopback(host):
+        raise InputError(
+            f"{host} can be reached from other machines, so it needs an API key: name the "
+            "environment variable that holds it with --api-key-env"
+        )
 
 
 def count_calls(resources: Resources) -> int:

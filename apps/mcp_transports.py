@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from io import TextIOWrapper
 from typing import Any, TextIO
 
-from ..retrieval import InputError
-from .limits import is_loopback
+from .limits import check_host, is_loopback
 from .mcp import PanelServer
 
 __all__ = ["HttpSettings", "Wire", "create_http_app", "open_wire", "serve_http", "serve_stdio"]
@@ -53,13 +52,7 @@ class HttpSettings:
     """Seconds that running questions get after SIGTERM."""
 
     def __post_init__(self) -> None:
-        if self.api_key is not None and not self.api_key.strip():
-            raise InputError("the API key is empty; give one, or none at all")
-        if self.api_key is None and not is_loopback(self.host):
-            raise InputError(
-                f"{self.host} can be reached from other machines, so it needs an API key: name the "
-                "environment variable that holds it with --api-key-env"
-            )
+        check_host(self.host, self.api_key)
 
 
 # Streams

@@ -16,11 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..agents import Answer, derive_seed
+from ..agents import derive_seed
 from ..agents.drafts import clean_draft, quote_drafts
 from ..agents.engines import Failure, Message, Reply, Request, Sampling
 from ..agents.prompt import fill_prompt
 from ..retrieval import InputError
+from .panels import restore_answer
 from .result import Solution
 from .state import Resources
 
@@ -179,7 +180,7 @@ def _quote_panel(solution: Solution, asked: str, seed: int) -> str:
     question = solution.question
     options = map("({}) {}".format, question.letters, question.options)
     asked = "\n".join([asked, *options])
-    fence, drafts = quote_drafts(question, map(_read_draft, solution.experts), seed)
+    fence, drafts = quote_drafts(question, map(restore_answer, solution.experts), seed)
     if not drafts:
         return fill_prompt("close-alone", asked=asked)
     verdict = _tell_verdict(solution, fence)
@@ -196,14 +197,3 @@ def _tell_verdict(solution: Solution, fence: str) -> str:
     share = f"{solution.confidence:.0%}"
     sure = f"{share} sure" if solution.row["chances"] else f"{share} of them"
     return f"Together they settle on ({sure}):\n{fence}\n{clean_draft(answer)}\n{fence}"
-
-
-def _read_draft(row: Mapping[str, Any]) -> Answer:
-    return Answer(
-        question_id=row["question_id"],
-        expert=row["expert"],
-        sample=row["sample"],
-        answer=row["answer"],
-        text=row["text"],
-        error=row["error"],
-    )

@@ -35,6 +35,7 @@ __all__ = [
     "merge_answers_of",
     "read_answers_of",
     "recruit_first",
+    "restore_answer",
 ]
 
 
@@ -50,7 +51,7 @@ def read_answers_of(state: PanelState) -> dict[str, list[Answer]]:
                 row = rows.get(f"{qid}#{sample}")
                 if row is None:
                     break
-                asked.append(_read_answer(row))
+                asked.append(restore_answer(row))
     return found
 
 
@@ -194,7 +195,8 @@ def _chance(verdict: Verdict) -> float | None:
     return verdict.confidence if verdict.method == "posterior" else None
 
 
-def _read_answer(row: Mapping[str, Any]) -> Answer:
+def restore_answer(row: Mapping[str, Any]) -> Answer:
+    """An answer as the state and `answers.jsonl` keep it."""
     usage = Usage(prompt_tokens=row["prompt_tokens"], completion_tokens=row["completion_tokens"])
     return Answer(
         question_id=row["question_id"],

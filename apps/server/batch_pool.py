@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...agents.engines import Failure, Reply, Request
-from ..drawing import Drawing
+from ..drawing import Drawing, DrawnPool
 from ..panel_answer import AGGREGATOR
 from .errors import clean, tell_sentence
 from .rendering import clean_calls
@@ -34,7 +34,7 @@ class PanelEvent:
         return told if self.event == "expert_started" else told | {"failed": self.failed}
 
 
-class BatchPool:
+class BatchPool(DrawnPool):
     """Passes a batch's calls on to the pool, draws them as the batch wants, and tells who is asked what.
 
     Everything else is the pool's own. Replies come through fit to be shown to strangers: text that JSON
@@ -49,16 +49,12 @@ class BatchPool:
     def __init__(
         self, pool: Pool, drawing: Drawing, tell: Callable[[str, PanelEvent], None]
     ) -> None:
-        self._pool = pool
-        self._drawing = drawing
+        super().__init__(pool, drawing)
         self._tell = tell
         self.failures: dict[str, dict[str, Failure]] = {}
         """By question, then by expert, as the engines told them."""
         self.cut: set[tuple[str, str]] = set()
         """Question and expert (or `AGGREGATOR`) whose reply `max_tokens` ended."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._pool, name)
 
     async def generate(
         self,
@@ -69,8 +65,7 @@ class BatchPool:
         on_reply: Callable[[Reply], None] | None = None,
     ) -> list[Reply]:
         """As `Pool.generate`."""
-        asked = [replace(r, sampling=self._drawing.apply(r.sampling)) for r in requests]
-        question_of = {request.id: request.question_id or request.id for request in asked}
+        question_of = {request.id: request.question_id or request.id for request in requests}
         owed: dict[str, int] = {}
         for qid in question_of.values():
             owed[qid] = owed.get(qid, 0) + 1
@@ -90,10 +85,10 @@ class BatchPool:
                 on_reply(reply)
 
         try:
-            replies = await self._pool.generate(alias, asked, stage=stage, on_reply=hear)
+            replies = await super().generate(alias, requests, stage=stage, on_reply=hear)
         except Exception as error:  # whatever it says may quote a prompt
             failure = Failure(kind="engine", message=type(error).__name__)
-            replies = [Reply.failed(request, failure) for request in asked]
+            replies = [Reply.failed(request, failure) for request in requests]
         return [self._receive(alias, question_of[r.request_id], stage, r) for r in replies]
 
     def _receive(self, alias: str, qid: str, stage: str, reply: Reply) -> Reply:

@@ -11,7 +11,7 @@ from ...agents.pool.specs import ExpertSpec, OpenAIExpert
 from ...graph import Resources
 from ...graph.closing import can_close
 from ...retrieval import InputError
-from ..limits import PANEL_PREFIX, count_calls, is_loopback
+from ..limits import PANEL_PREFIX, check_host, count_calls, is_loopback
 
 __all__ = [
     "EXPERT_PREFIX",
@@ -62,13 +62,7 @@ class ServerSettings:
     """Seconds that running requests get after SIGTERM."""
 
     def __post_init__(self) -> None:
-        if self.api_key is not None and not self.api_key.strip():
-            raise InputError("the API key is empty; give one, or none at all")
-        if self.api_key is None and not is_loopback(self.host):
-            raise InputError(
-                f"{self.host} can be reached from other machines, so it needs an API key: name the "
-                "environment variable that holds it with --api-key-env"
-            )
+        check_host(self.host, self.api_key)
 
 
 def check_calls(resources: Resources, limit: int) -> int:

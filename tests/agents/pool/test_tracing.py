@@ -270,7 +270,7 @@ print(reply.text, "opentelemetry.trace" in sys.modules)
 
 
 def test_without_a_provider_it_costs_next_to_nothing() -> None:
-    """10,000 requests, each a call of its own (the worst case): 3 % of what the pool takes, alone on a machine."""
+    """10,000 requests, each a call of its own (the worst case): less than 5 % of the pool's CPU time."""
     number = 10_000
     requests = [ask(1)[0] for _ in range(number)]
 
@@ -282,20 +282,20 @@ def test_without_a_provider_it_costs_next_to_nothing() -> None:
                 await pool.generate("a", [request])
 
         with make_pool(engine) as pool:
-            begun = time.perf_counter()
+            begun = time.process_time()
             asyncio.run(all_of_them(pool))
-            return time.perf_counter() - begun
+            return time.process_time() - begun
 
     catalog = Catalog.from_dict({"experts": [{"alias": "a", "engine": "given"}]})
     tracing, (group,) = PoolTracing(), group_experts(catalog)
 
     def trace() -> float:
-        begun = time.perf_counter()
+        begun = time.process_time()
         for request in requests:
             with tracing.begin("a", group, [request], "reason") as call, call.current():
                 pass
-        return time.perf_counter() - begun
+        return time.process_time() - begun
 
-    share = min(trace() for _ in range(3)) / ask_pool()
+    share = min(trace() for _ in range(5)) / ask_pool()
     print(f"{share:.1%}")
-    assert share < 0.15
+    assert share < 0.05

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from langchain_core.embeddings import Embeddings
 
 from .errors import InputError
+from .loading_turn import loading_turn
 
 __all__ = ["Encoder", "MiniLM", "as_encoder", "encode_texts"]
 
@@ -130,26 +131,19 @@ class MiniLM(Embeddings):
             if self._loaded is None:
                 folder = self._find()
                 try:
-                    model, tokenizer = _load_quietly(folder)
+                    model, tokenizer = _load_folder(folder)
                 except (ImportError, RuntimeError, OSError) as error:
                     raise InputError(_load_failure(error)) from error
                 self._loaded = model.eval(), tokenizer
             return self._loaded
 
 
-def _load_quietly(folder: Path) -> tuple[Any, Any]:
-    """Model and tokenizer, without the progress bar that would end up in people's output."""
+def _load_folder(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with loading_turn():
         model: Any = AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-        return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def _load_failure(error: Exception) -> str:

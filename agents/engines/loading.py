@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...retrieval import InputError
+from ...retrieval.loading_turn import loading_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,7 +62,7 @@ def load_model(
 
     place = {"revision": revision} if revision is not None else {}
     tokenizer: Any = AutoTokenizer.from_pretrained(str(model), trust_remote_code=False, **place)
-    with _without_progress_bars():
+    with loading_turn():
         network: Any = AutoModelForCausalLM.from_pretrained(
             str(model), dtype=dtype, use_safetensors=True, trust_remote_code=False, **place
         )
@@ -97,16 +96,3 @@ def _ends(network: Any, tokenizer: Any) -> frozenset[int]:
     stated = network.generation_config.eos_token_id
     ids = stated if isinstance(stated, list) else [stated]
     return frozenset(i for i in [*ids, tokenizer.eos_token_id] if isinstance(i, int))
-
-
-@contextlib.contextmanager
-def _without_progress_bars() -> Generator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -25,6 +25,7 @@ from expertmix.agents.engines.decoding import Draft
 from expertmix.agents.engines.tokens import encode_chat, encode_option
 from expertmix.agents.engines.transcript import Transcript
 from expertmix.agents.engines.transformers import TransformersEngine
+from expertmix.retrieval import MiniLM
 
 torch = pytest.importorskip("torch", reason="needs torch")
 pytest.importorskip("transformers", reason="needs transformers")
@@ -677,3 +678,19 @@ def test_a_draft_tells_its_text_and_not_its_calls(text: str, told: str, calls: i
     assert [(call["name"], call["arguments"]) for call in reply.tool_calls] == [
         ("add", "{}")
     ] * calls
+
+
+async def test_engines_and_encoders_may_start_at_the_same_time(llama: Path) -> None:
+    """transformers replaces functions of its own while it loads; overlaps used to leave them so."""
+    from transformers import PreTrainedModel
+
+    before = PreTrainedModel.tie_weights, torch.linspace, torch.get_default_dtype()
+    for _ in range(8):
+        engines = [
+            TransformersEngine(f"tiny-{i}", llama, dtype="bfloat16", device="cpu") for i in range(4)
+        ]
+        starts = [engine.start() for engine in engines]
+        await asyncio.gather(*starts, asyncio.to_thread(MiniLM().embed_query, "one?"))
+        for engine in engines:
+            await engine.close()
+        assert (PreTrainedModel.tie_weights, torch.linspace, torch.get_default_dtype()) == before

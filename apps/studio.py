@@ -8,6 +8,7 @@ first question and closed at the end. The environment says which one:
 | `EXPERTMIX_POOL` | pool file; by default `pool.yaml` here, else the built-in pool for laptops |
 | `EXPERTMIX_PROFILE` | folder of a profile; without one, experts are drawn at random |
 | `EXPERTMIX_K` | experts per question |
+| `EXPERTMIX_STORE` | file in which answers are kept and found again; without one, everything is asked anew |
 | `EXPERTMIX_APPROVAL` | 1: show the plan and wait before anybody is asked |
 """
 
@@ -21,13 +22,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from ..agents import Catalog, Pool
+from ..agents import AnswerStore, Catalog, Pool
 from ..graph import Resources, create_graph, make_resources
 from ..retrieval import InputError
 from .chat_graph import create_chat_graph
 from .pools import find_pool
 
-__all__ = ["make_chat", "make_panel", "open_resources"]
+__all__ = ["close_resources", "make_chat", "make_panel", "open_resources"]
 
 
 async def make_chat() -> Any:
@@ -63,14 +64,24 @@ def open_resources() -> Resources:
         return _make_resources()
 
 
+def close_resources() -> None:
+    """Close the process's pool, if there is one; the next question opens another."""
+    with _opening:
+        if _make_resources.cache_info().currsize:
+            _make_resources().pool.close()
+            _make_resources.cache_clear()
+
+
 @functools.cache
 def _make_resources() -> Resources:
     named = os.environ.get("EXPERTMIX_POOL")
-    pool = Pool(Catalog.load(find_pool(Path(named) if named else None)))
+    kept = os.environ.get("EXPERTMIX_STORE")
+    catalog = Catalog.load(find_pool(Path(named) if named else None))
+    pool = Pool(catalog, store=AnswerStore(kept) if kept else None)
     profile = os.environ.get("EXPERTMIX_PROFILE") or None
     resources = make_resources(pool, k=_read_k(), profile=profile)
     pool.open()
-    atexit.register(pool.close)
+    atexit.register(close_resources)
     return resources
 
 

@@ -11,18 +11,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import math
-import threading
 from collections.abc import (
     AsyncIterator,
     Callable,
     Collection,
-    Coroutine,
     Iterable,
     Mapping,
     Sequence,
 )
-from typing import Any, TypeVar
+from typing import Any
 
 from ...retrieval import InputError
 from ..engines import Chunk, Message, Reply, Request
@@ -37,10 +36,12 @@ from .host import Host
 from .jobs import Job
 from .ledger import Ledger, LoadRecord
 from .local_host import LocalHost
+from .loop_thread import LoopThread
 from .measurements import Measurements
-from .needs import find_need
-from .plan import Forecast, LoadPlan, make_plan
+from .plan import LoadPlan
+from .planner import Planner
 from .residency import Residency
+from .shelf import Shelf
 from .specs import VllmExpert
 from .store import AnswerStore
 from .timeline import Timeline
@@ -49,9 +50,6 @@ from .workshop import Workshop
 
 __all__ = ["Pool"]
 
-T = TypeVar("T")
-PLANNING_SECONDS = 5.0
-"""What asking OR-tools for a better plan may cost, its import included."""
 NEVER_DONE = 1 << 40
 """Calls that are announced for weights which will be wanted again, nobody knows how often."""
 
@@ -84,7 +82,6 @@ class Pool:
         measurements: Measurements | None = None,
     ) -> None:
         self.catalog = catalog
-        self.store = store
         self.ledger = Ledger()
         self.timeline = Timeline()
         """What the devices did since the pool was made."""
@@ -94,6 +91,7 @@ class Pool:
         watchers = [self.timeline.add, self._tracing.hear]
         watchers += [on_event] if on_event is not None else []
         self._broadcast = Broadcast(watchers)
+        self._shelf = None if store is None else Shelf(store, self._warn_of_store)
         self._groups: dict[str, Group] = {
             alias: group for group in group_experts(catalog) for alias in group.aliases
         }
@@ -103,8 +101,8 @@ class Pool:
         self._workshop = Workshop(self._host, measurements, self._broadcast.warn)
         self._patience = catalog.file.max_wait if patience is None else patience
         self._residency: Residency | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
+        self._planner = Planner(catalog, self._groups, self._host, self._workshop)
+        self._thread = LoopThread("expertmix-pool")
 
     @classmethod
     def from_file(cls, path: str, **settings: Any) -> Pool:
@@ -152,7 +150,9 @@ class Pool:
 
         call = self._tracing.begin(alias, self._groups[spec.alias], asked, stage)
         with call, call.current():
-            call.replies = await self._in_loop(self._serve(spec.alias, asked, stage, deliver, call))
+            call.replies = await self._thread.run(
+                self._serve(spec.alias, asked, stage, deliver, call)
+            )
             return call.replies
 
     async def stream(self, alias: str, request: Request) -> AsyncIterator[Chunk]:
@@ -179,7 +179,7 @@ class Pool:
 
         call = self._tracing.begin(alias, group, [asked], "stream")
         with call.current():
-            task = asyncio.ensure_future(self._in_loop(pump()))
+            task = asyncio.ensure_future(self._thread.run(pump()))
         task.add_done_callback(lambda _: chunks.put_nowait(None))
         try:
             while (chunk := await chunks.get()) is not None:
@@ -201,7 +201,7 @@ class Pool:
     async def drain(self, seconds: float = 5.0) -> None:
         """Begin nothing further, and let engines finish what they work on for so long: before an orderly end."""
         if self._residency is not None:
-            await self._in_loop(self._residency.drain(seconds))
+            await self._thread.run(self._residency.drain(seconds))
 
     def plan(
         self,
@@ -217,17 +217,13 @@ class Pool:
         Raises:
             InputError: an unknown alias, weights that are not there, or that fit no device.
         """
-        used = group_experts(self.catalog, [alias for alias, number in calls.items() if number])
-        # The whole group is prepared, not only who is used: its engine has to serve everyone.
-        whole = [self._groups[group.aliases[0]] for group in used if group.local]
-        forecast = Forecast(
-            needs={g.key: find_need(g, self._host, self._workshop) for g in whole},
+        return self._planner.plan(
+            calls,
+            last=last,
             tokens_per_call=tokens_per_call,
             seconds_per_call=seconds_per_call,
-            devices=tuple(self._host.devices) if whole else (),
-            startup_seconds=self._workshop.predict_startup() if whole else 0.0,
+            least_gain=least_gain,
         )
-        return make_plan(self.catalog, calls, forecast, last=last, least_gain=least_gain)
 
     def announce(
         self,
@@ -248,36 +244,16 @@ class Pool:
         if not math.isinf(self._patience):  # online, others come between: no plan would hold
             return self.order([alias for alias in calls if calls[alias]], last=last)
 
-        def plan_for(aliases: Iterable[str]) -> LoadPlan:
-            return self.plan(
-                {alias: calls[alias] for alias in aliases},
-                last=last,
-                tokens_per_call=tokens_per_call,
-                seconds_per_call=seconds_per_call,
-                # While it is planned nothing runs, and without a profile the times are guessed.
-                least_gain=PLANNING_SECONDS if seconds_per_call else math.inf,
-            )
-
-        try:
-            plan = plan_for(calls)
-        except InputError:
-            plan = plan_for(filter(self._can_plan, calls))
+        plan = self._planner.plan_possible(
+            calls, last=last, tokens_per_call=tokens_per_call, seconds_per_call=seconds_per_call
+        )
         self.plans.append(plan)
         self._expect(plan, last)
         order = [alias for planned in plan.groups for alias in planned.calls]
         return [*order, *(alias for alias in calls if calls[alias] and alias not in order)]
 
-    def _can_plan(self, alias: str) -> bool:
-        try:
-            self.plan({alias: 1})
-        except InputError:
-            return False
-        return True
-
     def _expect(self, plan: LoadPlan, last: Collection[str]) -> None:
         """Have the residency loop follow a plan."""
-        if self._loop is None:
-            return
         calls = {p.group.key: sum(p.calls.values()) for p in plan.groups if p.group.local}
         for planned in plan.groups:  # nobody knows how often they will be asked again
             if planned.group.key in calls and not set(last).isdisjoint(planned.group.aliases):
@@ -288,12 +264,11 @@ class Pool:
         def tell() -> None:
             self._loaded.expect(calls, ranks, places)
 
-        self._loop.call_soon_threadsafe(tell)
+        self._thread.call_soon(tell)
 
     def order(self, aliases: Collection[str], *, last: Collection[str] = ()) -> list[str]:
         """Aliases as a plan would ask them: those with the same weights together, `last` at the end."""
-        plan = make_plan(self.catalog, dict.fromkeys(aliases, 1), last=last)
-        return [alias for planned in plan.groups for alias in planned.calls]
+        return self._planner.order(aliases, last=last)
 
     def weights_of(self, alias: str) -> str:
         """What events call the model that an expert runs on; experts may share one.
@@ -337,31 +312,16 @@ class Pool:
         Raises:
             InputError: the answer store cannot be used.
         """
-        if self._loop is None:
-            if self.store is not None:
-                self.store.open()
-            self._loop = asyncio.new_event_loop()
-            self._broadcast.begin(self._loop, at=self.timeline.makespan)
-            self._thread = threading.Thread(
-                target=self._loop.run_forever, name="expertmix-pool", daemon=True
-            )
-            self._thread.start()
+        if not self._thread.is_running:
+            if self._shelf is not None:
+                self._shelf.open()
+            self._broadcast.begin(self._thread.start(), at=self.timeline.makespan)
         return self
 
     def close(self) -> None:
         """Unload everything and end the thread. Safe to call twice; the pool can be opened again."""
-        if self._loop is None or self._thread is None:
-            return
-        try:
-            asyncio.run_coroutine_threadsafe(self._wind_up(), self._loop).result()
-        finally:
-            if self.store is not None:
-                self.store.close()
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
-            self._tracing.close()
-            self._loop = self._thread = None
+        if self._thread.is_running:
+            self._thread.stop(self._unload(), self._close_files)
 
     def __enter__(self) -> Pool:
         return self.open()
@@ -370,21 +330,19 @@ class Pool:
         self.close()
 
     async def __aenter__(self) -> Pool:
-        return self.open()
+        return await asyncio.to_thread(self.open)
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.close)
 
-    async def _wind_up(self) -> None:
-        """Close what is loaded, then let every caller have its answer before the loop ends."""
+    async def _unload(self) -> None:
         if self._residency is not None:
             await self._residency.close()
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        if rest:
-            _, late = await asyncio.wait(rest, timeout=5)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+
+    def _close_files(self) -> None:
+        if self._shelf is not None:
+            self._shelf.close()
+        self._tracing.close()
 
     async def _serve(
         self,
@@ -397,7 +355,8 @@ class Pool:
         """In the pool's loop: what the store knows from there, the rest from the engine."""
         group = self._groups[alias]
         identity = await self._identify(group)
-        replies = self._recall(identity, requests)
+        shelf = self._shelf
+        replies = {} if shelf is None else await shelf.find(identity, requests)
         call.reuse(replies)
         for reply in replies.values():
             deliver(reply)
@@ -407,8 +366,14 @@ class Pool:
         if rest:
 
             def receive(reply: Reply) -> None:
-                self._keep(identity, rest[reply.request_id], reply)
                 self.ledger.record(alias, stage, reply)
+                if shelf is None:
+                    hand_over(reply)
+                else:  # who has heard of an answer must find it again after a crash
+                    then = functools.partial(hand_over, reply)
+                    shelf.keep(identity, rest[reply.request_id], reply, then)
+
+            def hand_over(reply: Reply) -> None:
                 self._broadcast.count_finished(group.name, alias, stage)
                 deliver(reply)
 
@@ -420,23 +385,20 @@ class Pool:
             job = Job(group=group, requests=list(rest.values()), on_reply=receive)
             try:
                 fresh = await self._loaded.run(job)
+                if shelf is not None:
+                    await shelf.settle()
             finally:
                 self.ledger.account(alias, stage).seconds += job.seconds
             replies |= {reply.request_id: reply for reply in fresh}
         return [replies[request.id] for request in requests]
 
-    def _keep(self, identity: str | None, request: Request, reply: Reply) -> None:
-        if identity is None or self.store is None:
-            return
-        try:
-            self.store.keep(identity, request, reply)
-        except InputError as error:
-            # A full disk must not cost the answers that are still to come: go on without the store.
-            self.store.close()
-            self.store = None
-            self._broadcast.tell(
-                PoolEvent(kind="failed", weights="answer store", message=str(error))
-            )
+    def _warn_of_store(self, reason: str) -> None:
+        self._broadcast.tell(PoolEvent(kind="failed", weights="answer store", message=reason))
+
+    @property
+    def store(self) -> AnswerStore | None:
+        """Where finished replies are kept; None without one, or from when it could not be written."""
+        return None if self._shelf is None else self._shelf.store
 
     async def _identify(self, group: Group) -> str | None:
         """What stored answers are found by; None without a store or without weights."""
@@ -446,12 +408,6 @@ class Pool:
             return (await asyncio.to_thread(self._host.prepare, group)).identity
         except InputError:
             return None  # the engine's own reply will say what is wrong with the weights
-
-    def _recall(self, identity: str | None, requests: Iterable[Request]) -> dict[str, Reply]:
-        if identity is None or self.store is None:
-            return {}
-        found = {request.id: self.store.find(identity, request) for request in requests}
-        return {key: reply for key, reply in found.items() if reply is not None}
 
     def _dress(self, request: Request, alias: str) -> Request:
         """Add what makes an alias more than its weights."""
@@ -479,10 +435,3 @@ class Pool:
 
     def _note_load(self, load: LoadRecord) -> None:
         self.ledger.loads.append(load)
-
-    async def _in_loop(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` in the pool's loop from whichever loop we are in; cancelling reaches it."""
-        if self._loop is None:
-            work.close()
-            raise RuntimeError("the pool is not open: use it in a `with` block, or call open()")
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))

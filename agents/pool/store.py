@@ -11,13 +11,18 @@ import dataclasses
 import hashlib
 import json
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from ...retrieval import InputError
 from ..engines import Failure, OptionScore, Reply, Request, TokenLogprob, Usage
 
-__all__ = ["AnswerStore"]
+__all__ = ["AnswerStore", "Row"]
+
+Row = tuple[str, str]
+"""Key and reply."""
 
 
 class AnswerStore:
@@ -30,6 +35,7 @@ class AnswerStore:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._connection: sqlite3.Connection | None = None
+        self._writing = Lock()  # a transaction is the connection's, and pools may share a store
 
     def find(self, identity: str, request: Request) -> Reply | None:
         """The stored reply to this request by these weights, under the request's own id."""
@@ -45,12 +51,22 @@ class AnswerStore:
 
     def keep(self, identity: str, request: Request, reply: Reply) -> None:
         """Store a reply at once. Storing it again changes nothing."""
+        row = self.make_row(identity, request, reply)
+        self.keep_rows([] if row is None else [row])
+
+    @staticmethod
+    def make_row(identity: str, request: Request, reply: Reply) -> Row | None:
+        """What `keep_rows` writes of a reply; None where nothing is to be kept."""
         if reply.failure is not None and reply.failure.kind != "context":
-            return
-        row = _key(identity, request), json.dumps(_encode(reply))
+            return None
+        return _key(identity, request), json.dumps(_encode(reply))
+
+    def keep_rows(self, rows: Iterable[Row]) -> None:
+        """Store several replies at once: all of them, or none."""
+        insert = "INSERT OR IGNORE INTO replies (key, reply) VALUES (?, ?)"
         try:
-            with self.open() as connection:
-                connection.execute("INSERT OR IGNORE INTO replies (key, reply) VALUES (?, ?)", row)
+            with self._writing, self.open() as connection:
+                connection.executemany(insert, rows)
         except sqlite3.Error as error:
             raise InputError(f"cannot keep answers in {self.path}: {error}") from None
 
@@ -68,7 +84,7 @@ class AnswerStore:
         if self._connection is None:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                # The pool uses the store from its own thread only; opening may happen in another.
+                # Opened in one thread, used in another; SQLite itself is built to be shared by threads.
                 self._connection = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
                 self._connection.execute("PRAGMA journal_mode = WAL")
                 self._connection.execute("PRAGMA synchronous = NORMAL")

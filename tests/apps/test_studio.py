@@ -20,6 +20,7 @@ from langgraph.pregel.remote import RemoteGraph
 from langgraph.types import Command
 from pydantic import TypeAdapter
 
+from expertmix.agents import AnswerStore
 from expertmix.apps import studio
 from expertmix.apps.chat_graph import create_chat_graph
 from expertmix.graph import GraphEvent
@@ -52,7 +53,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = folder / "log"
-    settings = {"EXPERTMIX_POOL": str(write_pool(folder)), "EXPERTMIX_APPROVAL": "0"}
+    settings = {
+        "EXPERTMIX_POOL": str(write_pool(folder)),
+        "EXPERTMIX_STORE": str(folder / "replies.sqlite"),  # the server refuses what blocks
+        "EXPERTMIX_APPROVAL": "0",
+    }
     quiet = {"LANGGRAPH_CLI_NO_ANALYTICS": "1", "LANGSMITH_TRACING": "false", "DO_NOT_TRACK": "1"}
     command = [CLI, "dev", "--no-browser", "--no-reload", "--host", "127.0.0.1"]
     with (
@@ -103,6 +108,21 @@ def test_the_configuration_is_valid() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "2 graphs found" in done.stdout
+
+
+async def test_answers_are_kept_in_the_store_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = AnswerStore(tmp_path / "replies.sqlite")
+    monkeypatch.setenv("EXPERTMIX_POOL", str(write_pool(tmp_path)))
+    monkeypatch.setenv("EXPERTMIX_STORE", str(store.path))
+    graph = await studio.make_chat()
+    pool = studio.open_resources().pool
+    for _ in range(2):
+        await graph.ainvoke({"messages": [("user", "What is 3 + 4?")]})
+    assert len(store) == 3
+    assert sum(pool.ledger.account(name, "reason").reused for name in SAID) == 3
+    await asyncio.to_thread(studio.close_resources)
 
 
 async def test_a_conversation_is_answered(client: Any) -> None:
@@ -203,4 +223,4 @@ def test_first_questions_that_come_together_open_one_pool(
         asked = [threads.submit(studio.open_resources) for _ in range(8)]
         made = [each.result() for each in asked]
     assert len({id(resources.pool) for resources in made}) == 1
-    made[0].pool.close()
+    studio.close_resources()

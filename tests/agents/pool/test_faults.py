@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -724,7 +724,7 @@ async def test_a_caller_that_cannot_take_its_reply_costs_the_engine_nothing(
     tmp_path: Path,
 ) -> None:
     class Broken(AnswerStore):
-        def keep(self, identity: str, request: Request, reply: Reply) -> None:
+        def keep_rows(self, rows: Iterable[tuple[str, str]]) -> None:
             raise ValueError("a defect of ours")
 
     one = Maker("a")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -165,7 +166,7 @@ async def test_requests_of_one_call_need_ids_that_differ() -> None:
 
 async def test_a_full_disk_costs_no_answers(tmp_path: Path) -> None:
     class Full(AnswerStore):
-        def keep(self, identity: str, request: Request, reply: Reply) -> None:
+        def keep_rows(self, rows: Iterable[tuple[str, str]]) -> None:
             raise InputError("disk full")
 
     events: list[PoolEvent] = []

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import contextlib
+import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 
 from ...retrieval import InputError
 from ..engines import Reply, Request
@@ -18,8 +19,9 @@ __all__ = ["Shelf"]
 @dataclass(frozen=True, slots=True)
 class _Parcel:
     row: Row | None
-    """None for a reply that is not to be kept; it takes its turn all the same."""
+    """None for what is not to be kept; it takes its turn all the same."""
     then: Callable[[], None]
+    loop: asyncio.AbstractEventLoop
 
 
 class Shelf:
@@ -38,9 +40,9 @@ class Shelf:
         self._file = store
         self._store: AnswerStore | None = store
         self._warn = warn
-        self._thread: ThreadPoolExecutor | None = None
-        """Writes; being one, it takes one piece of work after the other."""
-        self._waiting: deque[_Parcel] = deque()
+        # A thread and no executor: Python closes executors before the functions of atexit, which may close pools.
+        self._thread: threading.Thread | None = None
+        self._parcels: SimpleQueue[_Parcel | None] = SimpleQueue()
         self._defect: Exception | None = None
 
     @property
@@ -56,12 +58,15 @@ class Shelf:
         """
         if self._store is not None:
             self._store.open()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="expertmix-shelf")
+        self._thread = threading.Thread(target=self._work, name="expertmix-shelf", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """Write what waits, and close the file. Blocks."""
         if self._thread is not None:
-            self._thread.shutdown()
+            self._parcels.put(None)
+            self._thread.join()
+            self._thread = None
         self._file.close()
 
     async def find(self, identity: str | None, requests: Sequence[Request]) -> dict[str, Reply]:
@@ -86,11 +91,7 @@ class Shelf:
     ) -> None:
         """Keep a reply (unless its weights have no identity), and call `then` in the loop when that is done."""
         row = None if identity is None else AnswerStore.make_row(identity, request, reply)
-        self._waiting.append(_Parcel(row, then))
-        # Counted after it was put there: if others are waiting, whoever writes them takes it along.
-        if len(self._waiting) == 1:
-            assert self._thread is not None, "the shelf is not open"
-            self._thread.submit(self._write, asyncio.get_running_loop())
+        self._parcels.put(_Parcel(row, then, asyncio.get_running_loop()))
 
     async def settle(self) -> None:
         """Wait until everything handed in before is kept and its `then` was called.
@@ -98,28 +99,46 @@ class Shelf:
         Raises:
             Exception: a defect of ours kept it from being written.
         """
-        # One thread takes one piece of work after the other, and tells of it before the next.
-        await asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)
+        loop = asyncio.get_running_loop()
+        told: asyncio.Future[None] = loop.create_future()
+        self._parcels.put(_Parcel(None, lambda: _settle(told), loop))
+        await told
         if self._defect is not None:
             raise self._defect
 
-    def _write(self, loop: asyncio.AbstractEventLoop) -> None:
-        """In the shelf's thread: everything that waits, in one transaction."""
-        parcels: list[_Parcel] = []
-        while self._waiting:
-            parcels.append(self._waiting.popleft())
+    def _work(self) -> None:
+        """In the shelf's thread: everything that waits, in one transaction, until a None comes."""
+        is_open = True
+        while is_open:
+            parcels: list[_Parcel] = []
+            waiting: _Parcel | None = self._parcels.get()
+            with contextlib.suppress(Empty):
+                while waiting is not None:
+                    parcels.append(waiting)
+                    waiting = self._parcels.get_nowait()
+                is_open = False
+            if parcels:
+                self._write(parcels)
+
+    def _write(self, parcels: Sequence[_Parcel]) -> None:
+        rows = [parcel.row for parcel in parcels if parcel.row is not None]
         store, reason = self._store, None
         try:
-            if store is not None and self._defect is None:
-                store.keep_rows([parcel.row for parcel in parcels if parcel.row is not None])
+            if rows and store is not None and self._defect is None:
+                store.keep_rows(rows)
         except InputError as error:
             self._store, reason = None, str(error)
         except Exception as error:  # whoever waits in `settle` gets it
             self._defect = error
-        loop.call_soon_threadsafe(self._tell, parcels, reason)
+        parcels[0].loop.call_soon_threadsafe(self._tell, parcels, reason)
 
     def _tell(self, parcels: Iterable[_Parcel], reason: str | None) -> None:
         if reason is not None:
             self._warn(reason)
         for parcel in parcels:
             parcel.then()
+
+
+def _settle(told: asyncio.Future[None]) -> None:
+    if not told.done():  # whoever waited may have left
+        told.set_result(None)

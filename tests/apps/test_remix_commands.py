@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,8 @@ pytest.importorskip("faiss", reason="needs faiss")
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from moe_families import make_model
+from moe_wording import make_questions, make_tokenizer
 from typer.testing import CliRunner
 
 from expertmix.agents.moe.settings import RemixSettings
@@ -27,19 +27,6 @@ from expertmix.apps.cli import app
 from expertmix.apps.remix_commands import repeat_options, tabulate_remixing
 from expertmix.apps.remix_study import RemixStudySettings, read_sets, run_remix_study
 from expertmix.retrieval import InputError, Question
-
-MOE = Path(__file__).parents[1] / "agents" / "moe"
-
-
-def load_helper(name: str) -> Any:
-    """A helper beside the tests of `agents/moe`."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, MOE / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 class Words:
@@ -74,13 +61,12 @@ def write_table(path: Path, questions: Sequence[Question], split: str) -> Path:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, two files of references and two of tests."""
     folder = tmp_path_factory.mktemp("study")
-    model = load_helper("families").make_model("qwen2_moe", dtype=torch.float32)
+    model = make_model("qwen2_moe", dtype=torch.float32)
     model.save_pretrained(folder / "model")
-    wording = load_helper("wording")
-    wording.make_tokenizer().save_pretrained(folder / "model")
+    make_tokenizer().save_pretrained(folder / "model")
     for name, seed, split in (("ra", 1, "train"), ("rb", 2, "train"), ("ta", 3, "test")):
-        write_table(folder / f"{name}.parquet", wording.make_questions(25, seed=seed), split)
-    write_table(folder / "tb.parquet", wording.make_questions(8, seed=4), "valid")
+        write_table(folder / f"{name}.parquet", make_questions(25, seed=seed), split)
+    write_table(folder / "tb.parquet", make_questions(8, seed=4), "valid")
     return folder
 
 

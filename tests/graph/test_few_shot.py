@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 pytest.importorskip("torch", reason="needs torch")
 pytest.importorskip("transformers", reason="needs transformers")
 
 import torch
+from moe_families import make_model
+from moe_wording import make_letters, make_questions
 
 from expertmix.agents.moe.architecture import find_moe
 from expertmix.agents.moe.bank import build_bank
 from expertmix.agents.moe.neighbourhood import Neighbourhood
 from expertmix.graph.few_shot import answer_with_examples, encode_with_examples
 
-MOE = Path(__file__).parents[1] / "agents" / "moe"
-
-
-def load_helper(name: str) -> Any:
-    """A helper beside the tests of `agents/moe`."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, MOE / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-wording = load_helper("wording")
-
 
 def test_the_nearest_example_stands_last_and_far_ones_give_way() -> None:
-    letters = wording.make_letters()
-    question, *examples = wording.make_questions(4)
+    letters = make_letters()
+    question, *examples = make_questions(4)
     ids = encode_with_examples(letters, question, examples)
     text = letters.tokenizer.decode(ids)
     places = [text.index(example.text) for example in (*examples[::-1], question)]
@@ -46,18 +27,18 @@ def test_the_nearest_example_stands_last_and_far_ones_give_way() -> None:
     assert f"Answer: {examples[0].gold}" in text
     assert encode_with_examples(letters, question, []) == letters.encode(question)
     whole, alone = len(ids), len(letters.encode(question))
-    short = wording.make_letters(window=whole - 1)
+    short = make_letters(window=whole - 1)
     fewer = encode_with_examples(short, question, examples)
     assert fewer == encode_with_examples(letters, question, examples[:2])
-    tight = wording.make_letters(window=alone)
+    tight = make_letters(window=alone)
     assert encode_with_examples(tight, question, examples) == letters.encode(question)
 
 
 def test_answers_are_those_of_each_prompt_by_itself() -> None:
-    moe = find_moe(load_helper("families").make_model("qwen2_moe"))
-    letters = wording.make_letters()
-    bank = build_bank(moe, letters, wording.make_questions(6, seed=1), first=2)
-    own = build_bank(moe, letters, wording.make_questions(5, seed=2), first=2)
+    moe = find_moe(make_model("qwen2_moe"))
+    letters = make_letters()
+    bank = build_bank(moe, letters, make_questions(6, seed=1), first=2)
+    own = build_bank(moe, letters, make_questions(5, seed=2), first=2)
     rows_QN = torch.tensor([[0, 1], [2, 3], [4, 5], [1, 0], [3, 3]])
     present_QN = torch.tensor(
         [[True, True], [True, True], [True, False], [False, False], [True] * 2]

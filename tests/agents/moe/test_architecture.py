@@ -7,8 +7,8 @@ pytest.importorskip("transformers", reason="needs transformers")
 
 import torch
 import transformers
-from conformance import check_family, count_hooks
-from families import COMMON, CONFIGS, make_model
+from moe_conformance import check_family, count_hooks
+from moe_families import COMMON, CONFIGS, make_model
 
 from expertmix.agents.moe.architecture import FAMILIES, find_moe
 from expertmix.agents.moe.routing import RoutingRule

@@ -14,8 +14,8 @@ pytest.importorskip("transformers", reason="needs transformers")
 pytest.importorskip("safetensors", reason="needs safetensors")
 
 import torch
-from families import CONFIGS, make_model
-from wording import TEMPLATE, make_letters, make_questions, make_tokenizer
+from moe_families import CONFIGS, make_model
+from moe_wording import TEMPLATE, make_letters, make_questions, make_tokenizer
 
 from expertmix.agents.moe import bank_files
 from expertmix.agents.moe.architecture import MoeModel, find_moe

@@ -15,8 +15,8 @@ pytest.importorskip("transformers", reason="needs transformers")
 pytest.importorskip("faiss", reason="needs faiss")
 
 import torch
-from families import make_model
-from wording import make_questions, make_tokenizer
+from moe_families import make_model
+from moe_wording import make_questions, make_tokenizer
 
 from expertmix.agents.engines import EngineError, Request, Sampling
 from expertmix.agents.engines.transformers import TransformersEngine

@@ -9,7 +9,7 @@ pytest.importorskip("transformers", reason="needs transformers")
 
 import torch
 import transformers
-from families import CONFIGS, TOKENS_O, draw_routing, make_model, make_prompts, strongest
+from moe_families import CONFIGS, TOKENS_O, draw_routing, make_model, make_prompts, strongest
 
 from expertmix.agents.moe.architecture import find_moe
 from expertmix.agents.moe.counting import count_flops

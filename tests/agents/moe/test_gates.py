@@ -8,8 +8,8 @@ pytest.importorskip("torch", reason="needs torch")
 pytest.importorskip("transformers", reason="needs transformers")
 
 import torch
-from conformance import count_hooks
-from families import make_model, make_prompts, run
+from moe_conformance import count_hooks
+from moe_families import make_model, make_prompts, run
 from transformers import DynamicCache
 
 from expertmix.agents.moe.architecture import MoeModel, find_moe

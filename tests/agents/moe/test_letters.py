@@ -9,7 +9,7 @@ pytest.importorskip("transformers", reason="needs transformers")
 
 from hypothesis import given
 from hypothesis import strategies as st
-from wording import LETTERS, TEMPLATE, WORDS, make_letters, make_tokenizer
+from moe_wording import LETTERS, TEMPLATE, WORDS, make_letters, make_tokenizer
 
 from expertmix.agents.moe.letters import Letters, pad_prompts, rotate_options
 from expertmix.retrieval import InputError, Question

@@ -6,8 +6,8 @@ pytest.importorskip("torch", reason="needs torch")
 pytest.importorskip("transformers", reason="needs transformers")
 
 import torch
-from families import make_model
-from wording import make_letters, make_questions
+from moe_families import make_model
+from moe_wording import make_letters, make_questions
 
 from expertmix.agents.moe.architecture import MoeModel, find_moe
 from expertmix.agents.moe.bank import StateBank, build_bank

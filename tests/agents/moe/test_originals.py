@@ -20,9 +20,9 @@ pytest.importorskip("transformers", reason="needs transformers")
 pytest.importorskip("faiss", reason="needs faiss")
 
 import torch
-from families import CONFIGS, make_model, make_prompts, run
-from wording import LETTERS as ALPHABET
-from wording import make_letters, make_questions
+from moe_families import CONFIGS, make_model, make_prompts, run
+from moe_wording import LETTERS as ALPHABET
+from moe_wording import make_letters, make_questions
 
 from expertmix.agents.moe.architecture import MoeModel, find_moe
 from expertmix.agents.moe.bank import StateBank, build_bank

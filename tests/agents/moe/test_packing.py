@@ -6,7 +6,7 @@ pytest.importorskip("torch", reason="needs torch")
 pytest.importorskip("transformers", reason="needs transformers")
 
 import torch
-from families import CONFIGS, TOKENS_O, make_model, make_prompts
+from moe_families import CONFIGS, TOKENS_O, make_model, make_prompts
 
 from expertmix.agents.moe.architecture import MoeModel, find_moe
 from expertmix.agents.moe.packing import StateKind, choose_kind, estimate_bytes, pack, unpack

@@ -10,7 +10,7 @@ pytest.importorskip("torch", reason="needs torch")
 pytest.importorskip("transformers", reason="needs transformers")
 
 import torch
-from families import (
+from moe_families import (
     CONFIGS,
     TOKENS_O,
     draw_routing,

@@ -8,7 +8,7 @@ pytest.importorskip("torch", reason="needs torch")
 pytest.importorskip("transformers", reason="needs transformers")
 
 import torch
-from families import (
+from moe_families import (
     TOKENS_O,
     FullRecompute,
     draw_routing,

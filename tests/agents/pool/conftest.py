@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-
-if TYPE_CHECKING:
-    from simulation import Simulate, Simulation
-
-# Under pytest's importlib mode a helper beside the tests has no name by which they could import it.
-_spec = importlib.util.spec_from_file_location(
-    "simulation", Path(__file__).with_name("simulation.py")
-)
-assert _spec is not None
-assert _spec.loader is not None
-sys.modules["simulation"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(sys.modules["simulation"])
+from simulation import Simulate, Simulation
 
 
 @pytest.fixture
@@ -29,7 +15,7 @@ def simulate() -> Iterator[Simulate]:
     made: list[Simulation] = []
 
     def make(*given: Any, **settings: Any) -> Simulation:
-        made.append(sys.modules["simulation"].Simulation(*given, **settings))
+        made.append(Simulation(*given, **settings))
         return made[-1]
 
     yield make

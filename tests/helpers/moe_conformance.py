@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from families import make_prompts, run
+from moe_families import make_prompts, run
 
 from expertmix.agents.moe.architecture import MoeLayer, MoeModel, find_moe
 from expertmix.agents.moe.gates import Steering, last_positions, record, steer

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import math
 from collections.abc import (
     AsyncIterator,
@@ -30,10 +29,10 @@ from .broadcast import Broadcast
 from .catalog import Catalog
 from .conversion import cache_folder
 from .delivery import Delivery
+from .desk import Desk
 from .events import PoolEvent
 from .groups import Group, group_experts
 from .host import Host
-from .jobs import Job
 from .ledger import Ledger, LoadRecord
 from .local_host import LocalHost
 from .loop_thread import LoopThread
@@ -45,7 +44,7 @@ from .shelf import Shelf
 from .specs import VllmExpert
 from .store import AnswerStore
 from .timeline import Timeline
-from .tracing import CallSpan, PoolTracing
+from .tracing import PoolTracing
 from .workshop import Workshop
 
 __all__ = ["Pool"]
@@ -82,7 +81,6 @@ class Pool:
         measurements: Measurements | None = None,
     ) -> None:
         self.catalog = catalog
-        self.ledger = Ledger()
         self.timeline = Timeline()
         """What the devices did since the pool was made."""
         self.plans: list[LoadPlan] = []
@@ -100,7 +98,15 @@ class Pool:
             measurements = Measurements(cache_folder() / "measurements")
         self._workshop = Workshop(self._host, measurements, self._broadcast.warn)
         self._patience = catalog.file.max_wait if patience is None else patience
-        self._residency: Residency | None = None
+        self._residency = Residency(
+            self._host,
+            self._workshop,
+            catalog.file,
+            patience=self._patience,
+            note_load=self._note_load,
+            tell=self._broadcast.tell,
+        )
+        self._desk = Desk(self._residency, self._host, self._shelf, self._broadcast)
         self._planner = Planner(catalog, self._groups, self._host, self._workshop)
         self._thread = LoopThread("expertmix-pool")
 
@@ -114,6 +120,20 @@ class Pool:
         """A pool of engines that the program built itself, by alias."""
         experts = [{"alias": alias, "engine": "given"} for alias in engines]
         return cls(Catalog.from_dict({"experts": experts}), engines=engines, **settings)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was asked and loaded; that of an earlier run may be put in its place, to be gone on with."""
+        return self._desk.ledger
+
+    @ledger.setter
+    def ledger(self, ledger: Ledger) -> None:
+        self._desk.ledger = ledger
+
+    @property
+    def store(self) -> AnswerStore | None:
+        """Where finished replies are kept; None without one, or from when it could not be written."""
+        return None if self._shelf is None else self._shelf.store
 
     async def generate(
         self,
@@ -137,7 +157,7 @@ class Pool:
         Raises:
             InputError: there is no such expert.
         """
-        spec = self.catalog[alias]
+        group = self._groups[self.catalog[alias].alias]
         if len({request.id for request in requests}) != len(requests):
             raise ValueError("two requests of one call have the same id")
         asked = [self._dress(request, alias) for request in requests]
@@ -148,11 +168,10 @@ class Pool:
             if delivery is not None:
                 delivery.deliver(reply)
 
-        call = self._tracing.begin(alias, self._groups[spec.alias], asked, stage)
+        call = self._tracing.begin(alias, group, asked, stage)
         with call, call.current():
-            call.replies = await self._thread.run(
-                self._serve(spec.alias, asked, stage, deliver, call)
-            )
+            work = self._desk.answer(group, alias, asked, stage=stage, deliver=deliver, call=call)
+            call.replies = await self._thread.run(work)
             return call.replies
 
     async def stream(self, alias: str, request: Request) -> AsyncIterator[Chunk]:
@@ -162,24 +181,14 @@ class Pool:
         caller = asyncio.get_running_loop()
         chunks: asyncio.Queue[Chunk | None] = asyncio.Queue()
 
-        async def pump() -> None:
-            def put(chunk: Chunk) -> None:
-                with contextlib.suppress(RuntimeError):  # its loop was closed: nobody listens
-                    caller.call_soon_threadsafe(chunks.put_nowait, chunk)
-
-            job = Job(group=group, requests=[asked], on_chunk=put)
-            with call:
-                try:
-                    call.replies = await self._loaded.run(job)
-                    for reply in call.replies:
-                        self.ledger.record(alias, "stream", reply)
-                        call.hear(reply)
-                finally:
-                    self.ledger.account(alias, "stream").seconds += job.seconds
+        def put(chunk: Chunk) -> None:
+            with contextlib.suppress(RuntimeError):  # its loop was closed: nobody listens
+                caller.call_soon_threadsafe(chunks.put_nowait, chunk)
 
         call = self._tracing.begin(alias, group, [asked], "stream")
         with call.current():
-            task = asyncio.ensure_future(self._thread.run(pump()))
+            work = self._desk.stream(group, alias, asked, put=put, call=call)
+            task = asyncio.ensure_future(self._thread.run(work))
         task.add_done_callback(lambda _: chunks.put_nowait(None))
         try:
             while (chunk := await chunks.get()) is not None:
@@ -200,8 +209,7 @@ class Pool:
 
     async def drain(self, seconds: float = 5.0) -> None:
         """Begin nothing further, and let engines finish what they work on for so long: before an orderly end."""
-        if self._residency is not None:
-            await self._thread.run(self._residency.drain(seconds))
+        await self._thread.run(self._residency.drain(seconds))
 
     def plan(
         self,
@@ -262,7 +270,7 @@ class Pool:
         places = {p.group.key: p.placements[0].device for p in plan.groups if p.placements}
 
         def tell() -> None:
-            self._loaded.expect(calls, ranks, places)
+            self._residency.expect(calls, ranks, places)
 
         self._thread.call_soon(tell)
 
@@ -321,7 +329,7 @@ class Pool:
     def close(self) -> None:
         """Unload everything and end the thread. Safe to call twice; the pool can be opened again."""
         if self._thread.is_running:
-            self._thread.stop(self._unload(), self._close_files)
+            self._thread.stop(self._residency.close(), self._close_files)
 
     def __enter__(self) -> Pool:
         return self.open()
@@ -335,79 +343,13 @@ class Pool:
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.close)
 
-    async def _unload(self) -> None:
-        if self._residency is not None:
-            await self._residency.close()
-
     def _close_files(self) -> None:
         if self._shelf is not None:
             self._shelf.close()
         self._tracing.close()
 
-    async def _serve(
-        self,
-        alias: str,
-        requests: list[Request],
-        stage: str,
-        deliver: Callable[[Reply], None],
-        call: CallSpan,
-    ) -> list[Reply]:
-        """In the pool's loop: what the store knows from there, the rest from the engine."""
-        group = self._groups[alias]
-        identity = await self._identify(group)
-        shelf = self._shelf
-        replies = {} if shelf is None else await shelf.find(identity, requests)
-        call.reuse(replies)
-        for reply in replies.values():
-            deliver(reply)
-        self.ledger.account(alias, stage).reused += len(replies)
-        self._loaded.fulfil(group.key, len(replies))
-        rest = {request.id: request for request in requests if request.id not in replies}
-        if rest:
-
-            def receive(reply: Reply) -> None:
-                self.ledger.record(alias, stage, reply)
-                if shelf is None:
-                    hand_over(reply)
-                else:  # who has heard of an answer must find it again after a crash
-                    then = functools.partial(hand_over, reply)
-                    shelf.keep(identity, rest[reply.request_id], reply, then)
-
-            def hand_over(reply: Reply) -> None:
-                self._broadcast.count_finished(group.name, alias, stage)
-                deliver(reply)
-
-            self._broadcast.tell(
-                PoolEvent(
-                    kind="queued", weights=group.name, alias=alias, stage=stage, number=len(rest)
-                )
-            )
-            job = Job(group=group, requests=list(rest.values()), on_reply=receive)
-            try:
-                fresh = await self._loaded.run(job)
-                if shelf is not None:
-                    await shelf.settle()
-            finally:
-                self.ledger.account(alias, stage).seconds += job.seconds
-            replies |= {reply.request_id: reply for reply in fresh}
-        return [replies[request.id] for request in requests]
-
     def _warn_of_store(self, reason: str) -> None:
         self._broadcast.tell(PoolEvent(kind="failed", weights="answer store", message=reason))
-
-    @property
-    def store(self) -> AnswerStore | None:
-        """Where finished replies are kept; None without one, or from when it could not be written."""
-        return None if self._shelf is None else self._shelf.store
-
-    async def _identify(self, group: Group) -> str | None:
-        """What stored answers are found by; None without a store or without weights."""
-        if self.store is None:
-            return None
-        try:
-            return (await asyncio.to_thread(self._host.prepare, group)).identity
-        except InputError:
-            return None  # the engine's own reply will say what is wrong with the weights
 
     def _dress(self, request: Request, alias: str) -> Request:
         """Add what makes an alias more than its weights."""
@@ -418,20 +360,6 @@ class Pool:
             messages = (turn, *messages)
         adapter = alias if isinstance(spec, VllmExpert) and spec.adapter else None
         return dataclasses.replace(request, messages=messages, adapter=adapter)
-
-    @property
-    def _loaded(self) -> Residency:
-        """The loop that owns what is loaded; made in the pool's own event loop, when first needed."""
-        if self._residency is None:
-            self._residency = Residency(
-                self._host,
-                self._workshop,
-                self.catalog.file,
-                patience=self._patience,
-                note_load=self._note_load,
-                tell=self._broadcast.tell,
-            )
-        return self._residency
 
     def _note_load(self, load: LoadRecord) -> None:
         self.ledger.loads.append(load)

@@ -190,7 +190,7 @@ class Residency:
         """Begin anew where the pool, once closed, is opened again in another event loop."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            if self._loop is not None:
+            if self._loop is not None or self._ended is not None:
                 self._begin_anew()
             self._loop = loop
 

@@ -177,6 +177,15 @@ async def test_a_full_disk_costs_no_answers(tmp_path: Path) -> None:
     assert [e.message for e in events if e.kind == "failed"] == ["disk full"]
 
 
+async def test_a_pool_that_was_never_asked_can_be_opened_again() -> None:
+    pool = Pool.from_engines({"a": engine("a")})
+    for _ in range(2):
+        async with pool:
+            await pool.drain(1)
+    async with pool:
+        assert [r.text for r in await pool.generate("a", ask("1"))] == ["a 1"]
+
+
 async def test_a_closed_pool_says_so() -> None:
     pool = Pool.from_engines({"a": engine()})
     with pytest.raises(RuntimeError, match="not open"):

@@ -313,9 +313,9 @@ def test_a_long_text_without_a_statement_has_no_answer() -> None:
 )
 @pytest.mark.parametrize("question", [choice(10), number(), text()])
 def test_no_reply_takes_long_to_read(scrap: str, question: Question) -> None:
-    start = time.process_time()
+    start = time.thread_time()
     read_answer(scrap * 50_000, question)
-    assert time.process_time() - start < 2
+    assert time.thread_time() - start < 2
 
 
 def test_no_answer_is_never_right_and_no_gold_is_an_error() -> None:

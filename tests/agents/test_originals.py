@@ -377,9 +377,9 @@ def test_uniforms_depend_on_question_and_seed_alone() -> None:
 
 def test_uniforms_are_uniform_and_cheap() -> None:
     ids = [f"question {row}" for row in range(100_000)]
-    start = time.process_time()
+    start = time.thread_time()
     drawn = draw_uniforms(ids, 10, 0)
-    assert time.process_time() - start < 2
+    assert time.thread_time() - start < 2
     assert drawn.min() >= 0
     assert drawn.max() < 1
     for column in drawn.T:

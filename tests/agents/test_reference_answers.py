@@ -127,10 +127,10 @@ def test_letters_are_equal_to_themselves_alone() -> None:
      "99999999!", "(99!)!", "9!!!!", r"\binom{99999999}{5000000}", "it is 9^{9^{9}} so it is 9"],
 )  # fmt: skip
 def test_what_would_take_for_ever_is_compared_as_text(bomb: str) -> None:
-    start = time.process_time()
+    start = time.thread_time()
     assert not is_correct_like_reference("3", bomb)
     assert is_correct_like_reference(bomb, bomb)
-    assert time.process_time() - start < 1
+    assert time.thread_time() - start < 1
 
 
 def test_powers_that_are_cheap_are_still_compared() -> None:

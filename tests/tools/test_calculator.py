@@ -85,9 +85,9 @@ def test_what_is_wrong_is_said_in_the_result(expression: str, reason: str) -> No
     ],
 )
 def test_no_expression_takes_long(expression: str) -> None:
-    start = time.process_time()
+    start = time.thread_time()
     calculate(expression)
-    assert time.process_time() - start < 1
+    assert time.thread_time() - start < 1
 
 
 NUMBERS = st.fractions(min_value=-(10**9), max_value=10**9, max_denominator=10**6)

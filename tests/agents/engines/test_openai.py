@@ -371,7 +371,7 @@ async def test_who_cannot_wait_for_a_pause_is_told_that_the_address_is_rate_limi
     await asyncio.sleep(0.1)
     began = time.perf_counter()
     failures = [failure_of(reply) for reply in await hasty.generate([ask("a"), ask("b")])]
-    assert time.perf_counter() - began < 0.5
+    assert time.perf_counter() - began < 0.9, "they waited for the pause"
     for failure in failures:
         assert (failure.kind, failure.retryable) == ("address", True)
         assert f"{server.address} answered 429: slow down; the address is rate limited for" in (

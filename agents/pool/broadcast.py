@@ -31,6 +31,7 @@ class Broadcast:
     def begin(self, loop: asyncio.AbstractEventLoop, *, at: float) -> None:
         """Count seconds by this loop's clock, from `at` on."""
         self._loop, self._begun = loop, loop.time() - at
+        self._finished.clear()  # a loop that has ended tells no more
 
     def add(self, watcher: Watcher) -> Callable[[], None]:
         """Tell one more, until what is returned is called."""

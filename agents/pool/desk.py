@@ -68,6 +68,7 @@ class Desk:
         self._residency.fulfil(group.key, len(replies))
         rest = {request.id: request for request in requests if request.id not in replies}
         if rest:
+            broken: list[Exception] = []
 
             def receive(reply: Reply) -> None:
                 self.ledger.record(alias, stage, reply)
@@ -78,8 +79,11 @@ class Desk:
                     shelf.keep(identity, rest[reply.request_id], reply, then)
 
             def hand_over(reply: Reply) -> None:
-                self._broadcast.count_finished(group.name, alias, stage)
-                deliver(reply)
+                try:
+                    self._broadcast.count_finished(group.name, alias, stage)
+                    deliver(reply)
+                except Exception as error:
+                    broken.append(error)
 
             self._broadcast.tell(
                 PoolEvent(
@@ -90,6 +94,9 @@ class Desk:
             fresh = await self._run(job, alias, stage)
             if shelf is not None:
                 await shelf.settle()
+                shelf.check()
+            if broken:
+                raise broken[0]
             replies |= {reply.request_id: reply for reply in fresh}
         return [replies[request.id] for request in requests]
 

@@ -209,7 +209,8 @@ class Pool:
 
     async def drain(self, seconds: float = 5.0) -> None:
         """Begin nothing further, and let engines finish what they work on for so long: before an orderly end."""
-        await self._thread.run(self._residency.drain(seconds))
+        if self._thread.is_running:
+            await self._thread.run(self._residency.drain(seconds))
 
     def plan(
         self,
@@ -320,16 +321,16 @@ class Pool:
         Raises:
             InputError: the answer store cannot be used.
         """
-        if not self._thread.is_running:
-            if self._shelf is not None:
-                self._shelf.open()
-            self._broadcast.begin(self._thread.start(), at=self.timeline.makespan)
+        self._thread.start(self._prepare)
         return self
 
     def close(self) -> None:
-        """Unload everything and end the thread. Safe to call twice; the pool can be opened again."""
-        if self._thread.is_running:
-            self._thread.stop(self._residency.close(), self._close_files)
+        """Unload everything and end the thread. Safe to call twice; the pool can be opened again.
+
+        Raises:
+            RuntimeError: it is called in the pool's own thread (by a watcher, say), which cannot wait for itself.
+        """
+        self._thread.stop(self._wind_up, self._close_files)
 
     def __enter__(self) -> Pool:
         return self.open()
@@ -338,10 +339,27 @@ class Pool:
         self.close()
 
     async def __aenter__(self) -> Pool:
-        return await asyncio.to_thread(self.open)
+        opening = asyncio.ensure_future(asyncio.to_thread(self.open))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:  # its thread goes on, and would leave an open pool behind
+            await asyncio.wait([opening])
+            if opening.exception() is None:
+                await asyncio.to_thread(self.close)
+            raise
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.close)
+
+    def _prepare(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._shelf is not None:
+            self._shelf.open(loop)
+        self._broadcast.begin(loop, at=self.timeline.makespan)
+
+    async def _wind_up(self) -> None:
+        await self._residency.close()
+        if self._shelf is not None:
+            await self._shelf.settle()  # however long the disk takes: these are answers
 
     def _close_files(self) -> None:
         if self._shelf is not None:

@@ -159,6 +159,7 @@ class Residency:
 
     async def drain(self, seconds: float) -> None:
         """Begin nothing further, and let engines finish what they work on, for so long at most."""
+        self._enter_loop()
         self._is_draining = self._plain.is_draining = True
         deadline = self._now() + seconds
         while self._is_at_work() and self._now() < deadline:
@@ -169,6 +170,7 @@ class Residency:
 
     async def close(self) -> None:
         """Stop everything, whatever is still running; who waits gets a failure."""
+        self._enter_loop()
         self._ended = CLOSED
         tasks = [task for task in (self._actor, *self._deeds.tasks) if task is not None]
         for task in tasks:
@@ -190,7 +192,7 @@ class Residency:
         """Begin anew where the pool, once closed, is opened again in another event loop."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            if self._loop is not None or self._ended is not None:
+            if self._loop is not None:
                 self._begin_anew()
             self._loop = loop
 

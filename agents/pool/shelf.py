@@ -1,11 +1,13 @@
-"""Where a pool keeps and finds finished replies: an answer store in a thread of its own."""
+"""Where a pool keeps and finds finished replies: an answer store in threads of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
@@ -15,20 +17,23 @@ from .store import AnswerStore, Row
 
 __all__ = ["Shelf"]
 
+IN_MEMORY = ":memory:"
+
 
 @dataclass(frozen=True, slots=True)
 class _Parcel:
     row: Row | None
     """None for what is not to be kept; it takes its turn all the same."""
     then: Callable[[], None]
-    loop: asyncio.AbstractEventLoop
+    context: contextvars.Context
 
 
 class Shelf:
     """Keeps replies in the order in which they come; those that come together are written together.
 
     A slow disk, or a store that another process is writing, holds up nobody but those who wait for these very
-    replies: the pool's loop goes on. Used from that loop only.
+    replies: the pool's loop goes on. Reading has a connection of its own, so that it neither waits for what is
+    being written nor finds what is not yet safe.
 
     Args:
         store: The file.
@@ -38,35 +43,44 @@ class Shelf:
 
     def __init__(self, store: AnswerStore, warn: Callable[[str], None]) -> None:
         self._file = store
+        # A file in memory is another one for each connection.
+        self._reader = store if str(store.path) == IN_MEMORY else AnswerStore(store.path)
         self._store: AnswerStore | None = store
         self._warn = warn
-        # A thread and no executor: Python closes executors before the functions of atexit, which may close pools.
-        self._thread: threading.Thread | None = None
-        self._parcels: SimpleQueue[_Parcel | None] = SimpleQueue()
         self._defect: Exception | None = None
+        self._readers: ThreadPoolExecutor | None = None
+        # A thread and no executor: Python closes executors before the functions of atexit, which may close pools.
+        self._writer: threading.Thread | None = None
+        self._parcels: SimpleQueue[_Parcel | None] = SimpleQueue()
 
     @property
     def store(self) -> AnswerStore | None:
         """None from the moment when it could not be written."""
         return self._store
 
-    def open(self) -> None:
-        """Open the store.
+    def open(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Open the store for the pool's loop, in which alone the shelf is used.
 
         Raises:
             InputError: the file cannot be used.
         """
         if self._store is not None:
             self._store.open()
-        self._thread = threading.Thread(target=self._work, name="expertmix-shelf", daemon=True)
-        self._thread.start()
+        self._readers = ThreadPoolExecutor(1, thread_name_prefix="expertmix-reader")
+        self._parcels = SimpleQueue()
+        self._writer = threading.Thread(
+            target=self._write_all, args=(self._parcels, loop), name="expertmix-writer", daemon=True
+        )
+        self._writer.start()
 
     def close(self) -> None:
-        """Write what waits, and close the file. Blocks."""
-        if self._thread is not None:
+        """Write what waits, and close the file. Blocks; the loop must not run any more."""
+        if self._readers is not None:
+            self._readers.shutdown()
+        if self._writer is not None:
             self._parcels.put(None)
-            self._thread.join()
-            self._thread = None
+            self._writer.join()
+        self._reader.close()
         self._file.close()
 
     async def find(self, identity: str | None, requests: Sequence[Request]) -> dict[str, Reply]:
@@ -75,68 +89,75 @@ class Shelf:
         Raises:
             InputError: the file cannot be read.
         """
-        store = self._store
-        if store is None or identity is None:
+        if self._store is None or identity is None:
             return {}
 
         def read() -> dict[str, Reply]:
-            found = {request.id: store.find(identity, request) for request in requests}
+            found = {request.id: self._reader.find(identity, request) for request in requests}
             return {key: reply for key, reply in found.items() if reply is not None}
 
-        # Not in the shelf's thread: it need not wait for what is being written.
-        return await asyncio.to_thread(read)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, read)
 
     def keep(
         self, identity: str | None, request: Request, reply: Reply, then: Callable[[], None]
     ) -> None:
-        """Keep a reply (unless its weights have no identity), and call `then` in the loop when that is done."""
+        """Keep a reply (unless its weights have no identity); when that is done, `then` is called in the loop."""
         row = None if identity is None else AnswerStore.make_row(identity, request, reply)
-        self._parcels.put(_Parcel(row, then, asyncio.get_running_loop()))
+        self._put(row, then)
 
     async def settle(self) -> None:
-        """Wait until everything handed in before is kept and its `then` was called.
-
-        Raises:
-            Exception: a defect of ours kept it from being written.
-        """
-        loop = asyncio.get_running_loop()
-        told: asyncio.Future[None] = loop.create_future()
-        self._parcels.put(_Parcel(None, lambda: _settle(told), loop))
+        """Wait until everything handed in before is kept, or cannot be, and its `then` was called."""
+        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._put(None, lambda: _settle(told))
         await told
+
+    def check(self) -> None:
+        """Raise what kept answers from being written, if that was a defect of ours and no trouble of the disk."""
         if self._defect is not None:
             raise self._defect
 
-    def _work(self) -> None:
-        """In the shelf's thread: everything that waits, in one transaction, until a None comes."""
+    def _put(self, row: Row | None, then: Callable[[], None]) -> None:
+        self._parcels.put(_Parcel(row, then, contextvars.copy_context()))
+
+    def _write_all(
+        self, waiting: SimpleQueue[_Parcel | None], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """In the writer's thread: whatever waits, in one transaction, until a None comes."""
         is_open = True
         while is_open:
             parcels: list[_Parcel] = []
-            waiting: _Parcel | None = self._parcels.get()
+            parcel = waiting.get()
             with contextlib.suppress(Empty):
-                while waiting is not None:
-                    parcels.append(waiting)
-                    waiting = self._parcels.get_nowait()
+                while parcel is not None:
+                    parcels.append(parcel)
+                    parcel = waiting.get_nowait()
                 is_open = False
             if parcels:
-                self._write(parcels)
+                reason = self._write([parcel.row for parcel in parcels if parcel.row is not None])
+                with contextlib.suppress(RuntimeError):  # the loop has ended: nobody listens
+                    loop.call_soon_threadsafe(self._tell, loop, parcels, reason)
 
-    def _write(self, parcels: Sequence[_Parcel]) -> None:
-        rows = [parcel.row for parcel in parcels if parcel.row is not None]
-        store, reason = self._store, None
+    def _write(self, rows: Sequence[Row]) -> str | None:
+        """Why nothing is kept any more, if that is so since now."""
+        store = self._store
+        if not rows or store is None or self._defect is not None:
+            return None
         try:
-            if rows and store is not None and self._defect is None:
-                store.keep_rows(rows)
+            store.keep_rows(rows)
         except InputError as error:
-            self._store, reason = None, str(error)
-        except Exception as error:  # whoever waits in `settle` gets it
+            self._store = None
+            return str(error)
+        except Exception as error:  # whoever asks for it in `check` gets it
             self._defect = error
-        parcels[0].loop.call_soon_threadsafe(self._tell, parcels, reason)
+        return None
 
-    def _tell(self, parcels: Iterable[_Parcel], reason: str | None) -> None:
+    def _tell(
+        self, loop: asyncio.AbstractEventLoop, parcels: Sequence[_Parcel], reason: str | None
+    ) -> None:
         if reason is not None:
             self._warn(reason)
-        for parcel in parcels:
-            parcel.then()
+        for parcel in parcels:  # each by itself: one that breaks costs the others nothing
+            loop.call_soon(parcel.then, context=parcel.context)
 
 
 def _settle(told: asyncio.Future[None]) -> None:

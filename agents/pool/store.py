@@ -13,7 +13,7 @@ import json
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 from ...retrieval import InputError
@@ -35,13 +35,15 @@ class AnswerStore:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._connection: sqlite3.Connection | None = None
-        self._writing = Lock()  # a transaction is the connection's, and pools may share a store
+        self._lock = RLock()  # of the connection: pools may share a store, and each has threads
 
     def find(self, identity: str, request: Request) -> Reply | None:
         """The stored reply to this request by these weights, under the request's own id."""
         key = _key(identity, request)
+        select = "SELECT reply FROM replies WHERE key = ?"
         try:
-            row = self.open().execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+            with self._lock:
+                row = self.open().execute(select, (key,)).fetchone()
         except sqlite3.Error as error:
             raise InputError(f"cannot read answers from {self.path}: {error}") from None
         try:
@@ -65,36 +67,41 @@ class AnswerStore:
         """Store several replies at once: all of them, or none."""
         insert = "INSERT OR IGNORE INTO replies (key, reply) VALUES (?, ?)"
         try:
-            with self._writing, self.open() as connection:
+            with self._lock, self.open() as connection:
                 connection.executemany(insert, rows)
         except sqlite3.Error as error:
             raise InputError(f"cannot keep answers in {self.path}: {error}") from None
 
     def __len__(self) -> int:
-        return int(self.open().execute("SELECT count(*) FROM replies").fetchone()[0])
+        with self._lock:
+            return int(self.open().execute("SELECT count(*) FROM replies").fetchone()[0])
 
     def close(self) -> None:
         """Close the file; the store opens again when it is next used."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
 
     def open(self) -> sqlite3.Connection:
         """Open the file, making it if need be; the other methods do so by themselves."""
-        if self._connection is None:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                # Opened in one thread, used in another; SQLite itself is built to be shared by threads.
-                self._connection = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                self._connection.execute("PRAGMA synchronous = NORMAL")
-                self._connection.execute(
-                    "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)"
-                )
-            except (sqlite3.Error, OSError) as error:
-                self.close()
-                raise InputError(f"cannot keep answers in {self.path}: {error}") from None
-        return self._connection
+        with self._lock:
+            if self._connection is None:
+                try:
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    # Opened in one thread, used in another; SQLite itself is built to be shared by threads.
+                    self._connection = sqlite3.connect(
+                        self.path, timeout=30, check_same_thread=False
+                    )
+                    self._connection.execute("PRAGMA journal_mode = WAL")
+                    self._connection.execute("PRAGMA synchronous = NORMAL")
+                    self._connection.execute(
+                        "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)"
+                    )
+                except (sqlite3.Error, OSError) as error:
+                    self.close()
+                    raise InputError(f"cannot keep answers in {self.path}: {error}") from None
+            return self._connection
 
 
 def _key(identity: str, request: Request) -> str:

@@ -244,6 +244,28 @@ async def test_requests_have_spans_without_content_if_that_is_asked_for(
     assert "secret" not in spans.text()
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+async def test_a_processor_that_breaks_costs_only_the_call_whose_span_it_was(
+    spans: Spans, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_kept: bool
+) -> None:
+    class Broken(sdk.SpanProcessor):
+        def on_start(self, span: Any, parent_context: Any = None) -> None:
+            if span.name == "request q3#0":
+                raise OSError("the queue is gone")
+
+    spans.provider.add_span_processor(Broken())
+    monkeypatch.setenv("EXPERTMIX_TRACE_REQUESTS", "1")
+    store = AnswerStore(tmp_path / "replies.sqlite") if is_kept else None
+    pool = Pool.from_engines({"a": ScriptedEngine("a", {"*": "x"})}, store=store)
+    async with asyncio.timeout(10), pool:
+        done = await asyncio.gather(
+            *(pool.generate("a", ask(number)) for number in (2, 5)), return_exceptions=True
+        )
+        assert isinstance(done[0], list)
+        assert isinstance(done[1], OSError)
+        assert len(await pool.generate("a", ask(2))) == 2
+
+
 async def test_a_sampler_that_drops_the_trace_drops_ours(spans: Spans) -> None:
     from opentelemetry import trace
 

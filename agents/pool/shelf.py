@@ -17,8 +17,6 @@ from .store import AnswerStore, Row
 
 __all__ = ["Shelf"]
 
-IN_MEMORY = ":memory:"
-
 
 @dataclass(frozen=True, slots=True)
 class _Parcel:
@@ -32,8 +30,7 @@ class Shelf:
     """Keeps replies in the order in which they come; those that come together are written together.
 
     A slow disk, or a store that another process is writing, holds up nobody but those who wait for these very
-    replies: the pool's loop goes on. Reading has a connection of its own, so that it neither waits for what is
-    being written nor finds what is not yet safe.
+    replies: the pool's loop goes on. Reading has a thread of its own too: it need not wait for what is being written.
 
     Args:
         store: The file.
@@ -43,8 +40,6 @@ class Shelf:
 
     def __init__(self, store: AnswerStore, warn: Callable[[str], None]) -> None:
         self._file = store
-        # A file in memory is another one for each connection.
-        self._reader = store if str(store.path) == IN_MEMORY else AnswerStore(store.path)
         self._store: AnswerStore | None = store
         self._warn = warn
         self._defect: Exception | None = None
@@ -80,7 +75,6 @@ class Shelf:
         if self._writer is not None:
             self._parcels.put(None)
             self._writer.join()
-        self._reader.close()
         self._file.close()
 
     async def find(self, identity: str | None, requests: Sequence[Request]) -> dict[str, Reply]:
@@ -93,7 +87,7 @@ class Shelf:
             return {}
 
         def read() -> dict[str, Reply]:
-            found = {request.id: self._reader.find(identity, request) for request in requests}
+            found = {request.id: self._file.find(identity, request) for request in requests}
             return {key: reply for key, reply in found.items() if reply is not None}
 
         return await asyncio.get_running_loop().run_in_executor(self._readers, read)

@@ -23,6 +23,8 @@ __all__ = ["AnswerStore", "Row"]
 
 Row = tuple[str, str]
 """Key and reply."""
+IN_MEMORY = ":memory:"
+"""What SQLite calls a file that each connection has for itself."""
 
 
 class AnswerStore:
@@ -34,16 +36,18 @@ class AnswerStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._connection: sqlite3.Connection | None = None
-        self._lock = RLock()  # of the connection: pools may share a store, and each has threads
+        self._writer = _Connection(self.path)
+        # Reading has a connection of its own: it neither waits for what is being written nor finds what is not yet
+        # safe. (SQLite lets threads share one, but then they wait for each other with Python's lock in their hands.)
+        self._reader = self._writer if str(path) == IN_MEMORY else _Connection(self.path)
 
     def find(self, identity: str, request: Request) -> Reply | None:
         """The stored reply to this request by these weights, under the request's own id."""
         key = _key(identity, request)
         select = "SELECT reply FROM replies WHERE key = ?"
         try:
-            with self._lock:
-                row = self.open().execute(select, (key,)).fetchone()
+            with self._reader.lock:
+                row = self._reader.open().execute(select, (key,)).fetchone()
         except sqlite3.Error as error:
             raise InputError(f"cannot read answers from {self.path}: {error}") from None
         try:
@@ -67,41 +71,61 @@ class AnswerStore:
         """Store several replies at once: all of them, or none."""
         insert = "INSERT OR IGNORE INTO replies (key, reply) VALUES (?, ?)"
         try:
-            with self._lock, self.open() as connection:
+            with self._writer.lock, self.open() as connection:
                 connection.executemany(insert, rows)
         except sqlite3.Error as error:
             raise InputError(f"cannot keep answers in {self.path}: {error}") from None
 
     def __len__(self) -> int:
-        with self._lock:
+        with self._writer.lock:
             return int(self.open().execute("SELECT count(*) FROM replies").fetchone()[0])
 
     def close(self) -> None:
         """Close the file; the store opens again when it is next used."""
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+        self._reader.close()
+        self._writer.close()
 
     def open(self) -> sqlite3.Connection:
         """Open the file, making it if need be; the other methods do so by themselves."""
-        with self._lock:
+        return self._writer.open()
+
+
+class _Connection:
+    """A connection that is made when it is needed, for whichever threads hold its lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.lock = RLock()
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+
+    def open(self) -> sqlite3.Connection:
+        with self.lock:
             if self._connection is None:
                 try:
-                    self.path.parent.mkdir(parents=True, exist_ok=True)
-                    # Opened in one thread, used in another; SQLite itself is built to be shared by threads.
-                    self._connection = sqlite3.connect(
-                        self.path, timeout=30, check_same_thread=False
-                    )
-                    self._connection.execute("PRAGMA journal_mode = WAL")
-                    self._connection.execute("PRAGMA synchronous = NORMAL")
-                    self._connection.execute(
-                        "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)"
-                    )
+                    self._connection = self._connect()
                 except (sqlite3.Error, OSError) as error:
-                    self.close()
-                    raise InputError(f"cannot keep answers in {self.path}: {error}") from None
+                    raise InputError(f"cannot keep answers in {self._path}: {error}") from None
             return self._connection
+
+    def _connect(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self._path, timeout=30, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)"
+            )
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def close(self) -> None:
+        with self.lock:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.close()
 
 
 def _key(identity: str, request: Request) -> str:

@@ -2,7 +2,7 @@
 
 A reply is found again by what was asked of which weights: revision, adapter, messages, tools and sampling
 (its seed tells samples apart). The file is SQLite in write-ahead mode: a crash or `kill -9` loses at
-most the reply that was being written, and several processes may use one file.
+most the replies that were being written, and several processes may use one file.
 """
 
 from __future__ import annotations

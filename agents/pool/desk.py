@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ...retrieval import InputError
 from ..engines import Chunk, Reply, Request
@@ -68,37 +68,53 @@ class Desk:
         self._residency.fulfil(group.key, len(replies))
         rest = {request.id: request for request in requests if request.id not in replies}
         if rest:
-            broken: list[Exception] = []
-
-            def receive(reply: Reply) -> None:
-                self.ledger.record(alias, stage, reply)
-                if shelf is None:
-                    hand_over(reply)
-                else:  # who has heard of an answer must find it again after a crash
-                    then = functools.partial(hand_over, reply)
-                    shelf.keep(identity, rest[reply.request_id], reply, then)
-
-            def hand_over(reply: Reply) -> None:
-                try:
-                    self._broadcast.count_finished(group.name, alias, stage)
-                    deliver(reply)
-                except Exception as error:
-                    broken.append(error)
-
-            self._broadcast.tell(
-                PoolEvent(
-                    kind="queued", weights=group.name, alias=alias, stage=stage, number=len(rest)
-                )
+            replies |= await self._ask(
+                group, alias, rest, stage=stage, identity=identity, deliver=deliver
             )
-            job = Job(group=group, requests=list(rest.values()), on_reply=receive)
-            fresh = await self._run(job, alias, stage)
-            if shelf is not None:
-                await shelf.settle()
-                shelf.check()
-            if broken:
-                raise broken[0]
-            replies |= {reply.request_id: reply for reply in fresh}
         return [replies[request.id] for request in requests]
+
+    async def _ask(
+        self,
+        group: Group,
+        alias: str,
+        requests: Mapping[str, Request],
+        *,
+        stage: str,
+        identity: str | None,
+        deliver: Callable[[Reply], None],
+    ) -> dict[str, Reply]:
+        """The engine's replies by the ids of their requests, kept under the weights' identity."""
+        shelf = self._shelf
+        broken: list[Exception] = []
+
+        def receive(reply: Reply) -> None:
+            self.ledger.record(alias, stage, reply)
+            then = functools.partial(hand_over, reply)
+            if shelf is None:
+                then()
+            else:  # who has heard of an answer must find it again after a crash
+                shelf.keep(identity, requests[reply.request_id], reply, then)
+
+        def hand_over(reply: Reply) -> None:
+            try:
+                self._broadcast.count_finished(group.name, alias, stage)
+                deliver(reply)
+            except Exception as error:  # whoever asked gets it, once the others have theirs
+                broken.append(error)
+
+        self._broadcast.tell(
+            PoolEvent(
+                kind="queued", weights=group.name, alias=alias, stage=stage, number=len(requests)
+            )
+        )
+        job = Job(group=group, requests=list(requests.values()), on_reply=receive)
+        replies = await self._run(job, alias, stage)
+        if shelf is not None:
+            await shelf.settle()
+            shelf.check()
+        if broken:
+            raise broken[0]
+        return {reply.request_id: reply for reply in replies}
 
     async def stream(
         self,

@@ -151,6 +151,8 @@ def main() -> None:
     except InputError as error:
         open_stderr().print(f"[red]error:[/red] {clean_text(str(error), 2000)}", soft_wrap=True)
         sys.exit(2)
+    except KeyboardInterrupt as error:  # no command had begun yet
+        sys.exit(143 if isinstance(error, Terminated) else 130)
     except BrokenPipeError:
         # Whoever read us has gone (`| head`); Python must not complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 from collections import deque
 from collections.abc import Callable
 
@@ -14,6 +15,8 @@ __all__ = ["Delivery"]
 
 class Delivery:
     """Calls `on_reply` in the caller's loop with each reply, in order; those that come together wake it once.
+
+    Context variables are as they are where it is made.
 
     Args:
         caller: The loop that is to hear.
@@ -26,6 +29,7 @@ class Delivery:
     ) -> None:
         self._caller = caller
         self._on_reply = on_reply
+        self._context = contextvars.copy_context()
         self._waiting: deque[Reply] = deque()
 
     def deliver(self, reply: Reply) -> None:
@@ -34,7 +38,7 @@ class Delivery:
         # Counted after it was put there: if others are waiting, their hand-over takes it along.
         if len(self._waiting) == 1:
             with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens
-                self._caller.call_soon_threadsafe(self._hand_over)
+                self._caller.call_soon_threadsafe(self._hand_over, context=self._context)
 
     def _hand_over(self) -> None:
         while self._waiting:

@@ -132,7 +132,7 @@ class Pool:
 
     @property
     def store(self) -> AnswerStore | None:
-        """Where finished replies are kept; None without one, or from when it could not be written."""
+        """Where finished replies are kept; None without one, or from when it could not be used."""
         return None if self._shelf is None else self._shelf.store
 
     async def generate(

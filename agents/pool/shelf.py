@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,17 +12,16 @@ from queue import Empty, SimpleQueue
 
 from ...retrieval import InputError
 from ..engines import Reply, Request
-from .store import AnswerStore, Row
+from .store import AnswerStore, Kept
 
 __all__ = ["Shelf"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Parcel:
-    row: Row | None
+    kept: Kept | None
     """None for what is not to be kept; it takes its turn all the same."""
     then: Callable[[], None]
-    context: contextvars.Context
 
 
 class Shelf:
@@ -34,8 +32,8 @@ class Shelf:
 
     Args:
         store: The file.
-        warn: Called in the loop, once, with why nothing is kept any more: a full disk must not cost the
-            answers that are still to come.
+        warn: Called in the loop, once, with why nothing is kept or found any more: a full disk or a damaged file
+            must not cost the answers that are still to come.
     """
 
     def __init__(self, store: AnswerStore, warn: Callable[[str], None]) -> None:
@@ -50,7 +48,7 @@ class Shelf:
 
     @property
     def store(self) -> AnswerStore | None:
-        """None from the moment when it could not be written."""
+        """None from the moment when it could not be used."""
         return self._store
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -78,11 +76,7 @@ class Shelf:
         self._file.close()
 
     async def find(self, identity: str | None, requests: Sequence[Request]) -> dict[str, Reply]:
-        """The replies that are there already, by the ids of the requests; none without an identity.
-
-        Raises:
-            InputError: the file cannot be read.
-        """
+        """The replies that are there already, by the ids of the requests; none without an identity."""
         if self._store is None or identity is None:
             return {}
 
@@ -90,28 +84,28 @@ class Shelf:
             found = {request.id: self._file.find(identity, request) for request in requests}
             return {key: reply for key, reply in found.items() if reply is not None}
 
-        return await asyncio.get_running_loop().run_in_executor(self._readers, read)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, read)
+        except InputError as error:
+            self._give_up(str(error))
+            return {}
 
     def keep(
         self, identity: str | None, request: Request, reply: Reply, then: Callable[[], None]
     ) -> None:
         """Keep a reply (unless its weights have no identity); when that is done, `then` is called in the loop."""
-        row = None if identity is None else AnswerStore.make_row(identity, request, reply)
-        self._put(row, then)
+        self._parcels.put(_Parcel(None if identity is None else (identity, request, reply), then))
 
     async def settle(self) -> None:
         """Wait until everything handed in before is kept, or cannot be, and its `then` was called."""
         told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._put(None, lambda: _settle(told))
+        self._parcels.put(_Parcel(None, lambda: _settle(told)))
         await told
 
     def check(self) -> None:
         """Raise what kept answers from being written, if that was a defect of ours and no trouble of the disk."""
         if self._defect is not None:
             raise self._defect
-
-    def _put(self, row: Row | None, then: Callable[[], None]) -> None:
-        self._parcels.put(_Parcel(row, then, contextvars.copy_context()))
 
     def _write_all(
         self, waiting: SimpleQueue[_Parcel | None], loop: asyncio.AbstractEventLoop
@@ -127,31 +121,35 @@ class Shelf:
                     parcel = waiting.get_nowait()
                 is_open = False
             if parcels:
-                reason = self._write([parcel.row for parcel in parcels if parcel.row is not None])
+                reason = self._write([parcel.kept for parcel in parcels if parcel.kept is not None])
                 with contextlib.suppress(RuntimeError):  # the loop has ended: nobody listens
                     loop.call_soon_threadsafe(self._tell, loop, parcels, reason)
 
-    def _write(self, rows: Sequence[Row]) -> str | None:
-        """Why nothing is kept any more, if that is so since now."""
+    def _write(self, kept: Sequence[Kept]) -> str | None:
+        """Why they are not kept, if they are not."""
         store = self._store
-        if not rows or store is None or self._defect is not None:
+        if not kept or store is None or self._defect is not None:
             return None
         try:
-            store.keep_rows(rows)
+            store.keep_all(kept)
         except InputError as error:
-            self._store = None
             return str(error)
         except Exception as error:  # whoever asks for it in `check` gets it
             self._defect = error
         return None
 
+    def _give_up(self, reason: str) -> None:
+        if self._store is not None:
+            self._store = None
+            self._warn(reason)
+
     def _tell(
         self, loop: asyncio.AbstractEventLoop, parcels: Sequence[_Parcel], reason: str | None
     ) -> None:
         if reason is not None:
-            self._warn(reason)
+            self._give_up(reason)
         for parcel in parcels:  # each by itself: one that breaks costs the others nothing
-            loop.call_soon(parcel.then, context=parcel.context)
+            loop.call_soon(parcel.then)
 
 
 def _settle(told: asyncio.Future[None]) -> None:

@@ -19,27 +19,32 @@ from typing import Any
 from ...retrieval import InputError
 from ..engines import Failure, OptionScore, Reply, Request, TokenLogprob, Usage
 
-__all__ = ["AnswerStore", "Row"]
+__all__ = ["AnswerStore", "Kept"]
 
-Row = tuple[str, str]
-"""Key and reply."""
+Kept = tuple[str, Request, Reply]
+"""What was answered to what, and the identity of the weights that did."""
 IN_MEMORY = ":memory:"
 """What SQLite calls a file that each connection has for itself."""
 
 
 class AnswerStore:
-    """Replies by the content of their requests.
+    """Replies by the content of their requests. Threads may share it, and processes the file.
+
+    SQLite does not survive a fork: where it is in use, start processes with the method "spawn".
+
+    One that keeps replies elsewhere is a subclass with its own `find`, `keep_all`, `open` and `close`.
 
     Every method raises `InputError` if the file cannot be used (damaged, disk full, no permission).
     Of failures only `context` is stored: a prompt that is too long stays so, anything else may go better.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        # Connections are made late, and programs change their folder.
+        self.path = Path(path) if str(path) == IN_MEMORY else Path(path).absolute()
         self._writer = _Connection(self.path)
         # Reading has a connection of its own: it neither waits for what is being written nor finds what is not yet
         # safe. (SQLite lets threads share one, but then they wait for each other with Python's lock in their hands.)
-        self._reader = self._writer if str(path) == IN_MEMORY else _Connection(self.path)
+        self._reader = self._writer if str(self.path) == IN_MEMORY else _Connection(self.path)
 
     def find(self, identity: str, request: Request) -> Reply | None:
         """The stored reply to this request by these weights, under the request's own id."""
@@ -57,28 +62,25 @@ class AnswerStore:
 
     def keep(self, identity: str, request: Request, reply: Reply) -> None:
         """Store a reply at once. Storing it again changes nothing."""
-        row = self.make_row(identity, request, reply)
-        self.keep_rows([] if row is None else [row])
+        self.keep_all([(identity, request, reply)])
 
-    @staticmethod
-    def make_row(identity: str, request: Request, reply: Reply) -> Row | None:
-        """What `keep_rows` writes of a reply; None where nothing is to be kept."""
-        if reply.failure is not None and reply.failure.kind != "context":
-            return None
-        return _key(identity, request), json.dumps(_encode(reply))
-
-    def keep_rows(self, rows: Iterable[Row]) -> None:
+    def keep_all(self, kept: Iterable[Kept]) -> None:
         """Store several replies at once: all of them, or none."""
         insert = "INSERT OR IGNORE INTO replies (key, reply) VALUES (?, ?)"
+        rows = [
+            (_key(identity, request), json.dumps(_encode(reply)))
+            for identity, request, reply in kept
+            if reply.failure is None or reply.failure.kind == "context"
+        ]
         try:
-            with self._writer.lock, self.open() as connection:
+            with self._writer.lock, self._writer.open() as connection:
                 connection.executemany(insert, rows)
         except sqlite3.Error as error:
             raise InputError(f"cannot keep answers in {self.path}: {error}") from None
 
     def __len__(self) -> int:
         with self._writer.lock:
-            return int(self.open().execute("SELECT count(*) FROM replies").fetchone()[0])
+            return int(self._writer.open().execute("SELECT count(*) FROM replies").fetchone()[0])
 
     def close(self) -> None:
         """Close the file; the store opens again when it is next used."""
@@ -87,7 +89,9 @@ class AnswerStore:
 
     def open(self) -> sqlite3.Connection:
         """Open the file, making it if need be; the other methods do so by themselves."""
-        return self._writer.open()
+        connection = self._writer.open()
+        self._reader.open()
+        return connection
 
 
 class _Connection:

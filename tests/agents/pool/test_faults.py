@@ -17,6 +17,7 @@ from expertmix.agents.engines import Chunk, Engine, Load, Reply, Request
 from expertmix.agents.engines.scripted import GARBAGE, Faults, ScriptedEngine
 from expertmix.agents.pool.devices import Device
 from expertmix.agents.pool.gate import Gate
+from expertmix.agents.pool.store import Kept
 
 FINE = Faults()
 CARD = Device(name="cuda:0", memory_bytes=6 * GIB)
@@ -724,7 +725,7 @@ async def test_a_caller_that_cannot_take_its_reply_costs_the_engine_nothing(
     tmp_path: Path,
 ) -> None:
     class Broken(AnswerStore):
-        def keep_rows(self, rows: Iterable[tuple[str, str]]) -> None:
+        def keep_all(self, kept: Iterable[Kept]) -> None:
             raise ValueError("a defect of ours")
 
     one = Maker("a")

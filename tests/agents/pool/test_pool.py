@@ -11,6 +11,7 @@ import pytest
 from expertmix.agents import AnswerStore, Catalog, Pool, PoolEvent
 from expertmix.agents.engines import Reply, Request
 from expertmix.agents.engines.scripted import Faults, ScriptedEngine
+from expertmix.agents.pool.store import Kept
 from expertmix.retrieval import InputError
 
 
@@ -166,7 +167,7 @@ async def test_requests_of_one_call_need_ids_that_differ() -> None:
 
 async def test_a_full_disk_costs_no_answers(tmp_path: Path) -> None:
     class Full(AnswerStore):
-        def keep_rows(self, rows: Iterable[tuple[str, str]]) -> None:
+        def keep_all(self, kept: Iterable[Kept]) -> None:
             raise InputError("disk full")
 
     events: list[PoolEvent] = []

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from expertmix.agents import AnswerStore, Pool, PoolEvent
+from expertmix.agents import AnswerStore, Catalog, Pool, PoolEvent
 from expertmix.agents.engines import Reply, Request
 from expertmix.agents.engines.scripted import ScriptedEngine
 from expertmix.agents.pool import loop_thread
+from expertmix.agents.pool.store import Kept
+from expertmix.retrieval import InputError
 
 
 class SlowStore(AnswerStore):
@@ -31,20 +33,23 @@ class SlowStore(AnswerStore):
         self.began = threading.Event()
         self.written: list[int] = []
 
-    def keep_rows(self, rows: Iterable[tuple[str, str]]) -> None:
-        rows = list(rows)
+    def keep_all(self, kept: Iterable[Kept]) -> None:
+        kept = list(kept)
         self.began.set()
         assert self.may_write.wait(20)
-        self.written.append(len(rows))
-        super().keep_rows(rows)
+        self.written.append(len(kept))
+        super().keep_all(kept)
 
 
 class SlowCommits(SlowStore):
-    """Writes at once, and makes it last when it is allowed to."""
+    """Writes at once, and commits when it is allowed to."""
 
-    def keep_rows(self, rows: Iterable[tuple[str, str]]) -> None:
-        with self.open() as connection:
-            connection.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?)", rows)
+    def keep_all(self, kept: Iterable[Kept]) -> None:
+        self.open().set_trace_callback(self._trace)
+        AnswerStore.keep_all(self, kept)
+
+    def _trace(self, statement: str) -> None:
+        if statement == "COMMIT":
             self.began.set()
             assert self.may_write.wait(20)
 
@@ -166,18 +171,78 @@ async def test_a_store_that_another_process_writes_holds_up_no_reader_and_no_thr
     assert max(gaps) < 1.5
 
 
-async def test_listeners_are_called_where_and_as_the_caller_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("turns", [False, True])
+@pytest.mark.parametrize("is_kept", [False, True])
+async def test_listeners_are_called_where_and_as_the_caller_is(
+    tmp_path: Path, is_kept: bool, turns: bool
+) -> None:
     name = contextvars.ContextVar("name", default="nobody")
     heard: list[tuple[str, bool]] = []
     thread = threading.current_thread()
+    expert = {"alias": "a", "engine": "given", **({"memory_gib": 0.01} if turns else {})}
+    devices = [{"name": "cpu", "memory_gib": 1}]
+    pool = Pool(
+        Catalog.from_dict({"experts": [expert], "devices": devices}),
+        engines={"a": lambda: ScriptedEngine("a", {"*": "one two"})},
+        store=AnswerStore(tmp_path / "replies.sqlite") if is_kept else None,
+    )
 
     def hear(_: Reply) -> None:
         heard.append((name.get(), threading.current_thread() is thread))
 
-    async with make_pool(AnswerStore(tmp_path / "replies.sqlite")) as pool:
-        name.set("caller")
-        await pool.generate("a", ask(3), on_reply=hear)
-    assert heard == [("caller", True)] * 3
+    async with pool:
+        for who in ("first", "second"):
+            name.set(who)
+            await pool.generate("a", ask(2), on_reply=hear)
+    assert heard == [("first", True)] * 2 + [("second", True)] * 2
+
+
+async def test_a_store_that_cannot_be_read_costs_no_answers(tmp_path: Path) -> None:
+    class Unreadable(AnswerStore):
+        def find(self, identity: str, request: Request) -> Reply | None:
+            raise InputError("cannot read answers")
+
+    told: list[str] = []
+    pool = make_pool(Unreadable(tmp_path / "replies.sqlite"))
+    pool.watch(lambda event: told.append(event.message) if event.kind == "failed" else None)
+    async with pool:
+        for _ in range(2):
+            assert len(await pool.generate("a", ask(2))) == 2
+        assert pool.store is None
+    assert told == ["cannot read answers"]
+
+
+async def test_a_relative_path_means_where_the_store_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    async with make_pool(AnswerStore("replies.sqlite")) as pool:
+        monkeypatch.chdir("elsewhere")
+        for _ in range(2):
+            await pool.generate("a", ask(2))
+        assert pool.ledger.account("a", "reason").reused == 2
+    assert count_rows(tmp_path / "replies.sqlite") == 2
+
+
+async def test_a_store_of_another_kind_is_honoured() -> None:
+    class Dictionary(AnswerStore):
+        def __init__(self) -> None:
+            super().__init__(":memory:")
+            self.kept: dict[str, Reply] = {}
+
+        def find(self, identity: str, request: Request) -> Reply | None:
+            return self.kept.get(request.id)
+
+        def keep_all(self, kept: Iterable[Kept]) -> None:
+            self.kept.update((request.id, reply) for _, request, reply in kept)
+
+    store = Dictionary()
+    async with make_pool(store) as pool:
+        for _ in range(2):
+            await pool.generate("a", ask(3))
+        assert pool.ledger.account("a", "reason").reused == 3
+    assert store.kept.keys() == {"0", "1", "2"}
 
 
 # Leaving and closing

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_spans import record_spans
 
 from expertmix.agents import Pool
 from expertmix.agents.engines.scripted import ScriptedEngine
@@ -24,33 +25,8 @@ SAID = {"a": "Answer: 2", "b": "Answer: 2", "c": "Answer: 3"}
 
 @pytest.fixture
 def exporter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The spans of LangChain's runs and of the pool; the instrumentation is global, so it ends here."""
-    pytest.importorskip("opentelemetry.sdk", reason="needs opentelemetry-sdk")
-    pytest.importorskip(
-        "openinference.instrumentation.langchain",
-        reason="needs openinference-instrumentation-langchain",
-    )
-    from openinference.instrumentation.langchain import LangChainInstrumentor
-    from opentelemetry import trace
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-    memory = InMemorySpanExporter()
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(memory))
-    find = trace.get_tracer
-
-    def get_tracer(name: str, version: Any = None, given: Any = None, *more: Any, **kw: Any) -> Any:
-        return find(name, version, given or provider, *more, **kw)
-
-    monkeypatch.setattr(trace, "get_tracer", get_tracer)
-    LangChainInstrumentor().instrument(tracer_provider=provider)
-    try:
+    with record_spans(monkeypatch) as memory:
         yield memory
-    finally:
-        LangChainInstrumentor().uninstrument()
-        provider.shutdown()
 
 
 async def test_the_pools_spans_stand_below_the_graphs_nodes(exporter: Any) -> None:

@@ -389,4 +389,11 @@ def test_a_watcher_cannot_close_the_pool_that_calls_it(tmp_path: Path) -> None:
 
 
 async def test_a_pool_that_is_not_open_has_nothing_to_drain(tmp_path: Path) -> None:
-    await make_pool(AnswerStore(tmp_path / "replies.sqlite")).drain(1)
+    pool = make_pool(AnswerStore(tmp_path / "replies.sqlite"))
+    await pool.drain(1)
+    async with asyncio.timeout(5), pool:  # nor is it drained when it opens
+        assert [reply.text for reply in await pool.generate("a", ask(1))] == ["one two"]
+    await pool.drain(1)
+    async with asyncio.timeout(5), pool:
+        assert pool.ledger.account("a", "reason").calls == 1
+        assert len(await pool.generate("a", ask(2))) == 2

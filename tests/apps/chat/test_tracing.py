@@ -9,6 +9,7 @@ import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.messages import HumanMessage
 from langchain_core.prompts import ChatPromptTemplate
+from langchain_spans import record_spans
 
 from expertmix.agents import Pool
 from expertmix.agents.engines.scripted import ScriptedEngine
@@ -19,33 +20,8 @@ Model = ChatExpert | ChatExpertmix
 
 @pytest.fixture
 def exporter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The spans of LangChain's runs and of the pool; the instrumentation is global, so it ends here."""
-    pytest.importorskip("opentelemetry.sdk", reason="needs opentelemetry-sdk")
-    pytest.importorskip(
-        "openinference.instrumentation.langchain",
-        reason="needs openinference-instrumentation-langchain",
-    )
-    from openinference.instrumentation.langchain import LangChainInstrumentor
-    from opentelemetry import trace
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-    memory = InMemorySpanExporter()
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(memory))
-    find = trace.get_tracer
-
-    def get_tracer(name: str, version: Any = None, given: Any = None, *more: Any, **kw: Any) -> Any:
-        return find(name, version, given or provider, *more, **kw)
-
-    monkeypatch.setattr(trace, "get_tracer", get_tracer)
-    LangChainInstrumentor().instrument(tracer_provider=provider)
-    try:
+    with record_spans(monkeypatch) as memory:
         yield memory
-    finally:
-        LangChainInstrumentor().uninstrument()
-        provider.shutdown()
 
 
 @pytest.fixture
